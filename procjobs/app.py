@@ -1,0 +1,235 @@
+"""The composition root: an application's tasks, its connection, and what its tasks share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any, cast
+
+import procrastinate
+from procrastinate import blueprints, builtin_tasks, schema
+from procrastinate.connector import BaseAsyncConnector, BaseConnector
+from procrastinate.tasks import Task
+from psycopg.conninfo import make_conninfo
+
+from procjobs.db import Database, Target
+from procjobs.engine.enqueue import Enqueuer, hide_arguments
+from procjobs.engine.worker import Worker
+
+if TYPE_CHECKING:
+    from procrastinate.app import WorkerOptions
+    from procrastinate.worker import Worker as UpstreamWorker
+
+    from procjobs.settings import Settings
+
+__all__ = ["App", "Blueprint", "default_app"]
+
+
+class Blueprint(blueprints.Blueprint):
+    """Procrastinate's Blueprint; its tasks may also say `execution="process"`."""
+
+    def task(self, _func: Any = None, *, execution: str | None = None, **options: Any) -> Any:  # type: ignore[override]
+        """Declare a task: Procrastinate's options, and
+
+        execution: "process" runs a CPU-bound task in a process of its own, which cancelling kills. The function must
+        be importable by its module and name, and cannot take the context. By default coroutine functions run on the
+        worker's loop and others in a thread.
+        """
+        if _func is not None:
+            return super().task(_func)
+        if execution not in (None, "async", "thread", "process"):
+            raise ValueError(f"execution={execution!r}: one of async, thread, process")
+        if execution == "process" and options.get("pass_context"):
+            raise ValueError("a task that runs in a process cannot be passed its context")
+        declare = super().task(**options)
+
+        def decorate(function: Any) -> Task[Any, Any, Any]:
+            declared = cast("Task[Any, Any, Any]", declare(function))
+            if execution is not None:
+                declared.execution = execution  # type: ignore[attr-defined]
+            return declared
+
+        return decorate
+
+
+class App(Blueprint, procrastinate.App):
+    """A Procrastinate application on the engine of procjobs.
+
+        app = procjobs.App("postgresql://localhost/mydb")
+
+        @app.task(queue="mail", retry=procjobs.Retry(max_attempts=3, base=60))
+        async def welcome(user_id: int) -> None: ...
+
+    dsn_or_connector: a connection string, a Procrastinate connector, or nothing for `DATABASE_URL` and the settings.
+    finished_jobs:    what becomes of finished jobs: archive (into the history, the default), keep (in the job table,
+                      as Procrastinate does), delete.
+    listen_dsn:       a direct connection for LISTEN when a pooler sits in front.
+    Everything else as in Procrastinate.
+    """
+
+    def __init__(
+        self,
+        dsn_or_connector: str | BaseConnector | None = None,
+        *,
+        connector: BaseConnector | None = None,
+        import_paths: Iterable[str] | None = None,
+        worker_defaults: WorkerOptions | None = None,
+        periodic_defaults: dict[str, Any] | None = None,
+        settings: Settings | None = None,
+        finished_jobs: str | None = None,
+        listen_dsn: str | None = None,
+    ) -> None:
+        if isinstance(dsn_or_connector, BaseConnector):
+            connector = dsn_or_connector
+        self._settings = settings
+        if connector is None:
+            dsn = dsn_or_connector if isinstance(dsn_or_connector, str) else self.settings.dsn
+            connector = procrastinate.PsycopgConnector(conninfo=dsn or "")
+        super().__init__(
+            connector=connector,
+            import_paths=import_paths,
+            worker_defaults=worker_defaults,
+            periodic_defaults=periodic_defaults,
+        )
+        self.job_manager = Enqueuer(connector, self.tasks)
+        self._finished_jobs = finished_jobs
+        self._listen_dsn = listen_dsn
+        self._database: Database | None = None
+        self._resources: dict[str, Any] = {}
+        self._building = asyncio.Lock()
+        hide_arguments()
+
+    @property
+    def settings(self) -> Settings:
+        """The settings this app was made with, or those of the environment. Raises SettingsError."""
+        if self._settings is None:
+            from procjobs.settings import Settings
+
+            self._settings = Settings.load()
+        return self._settings
+
+    def with_connector(self, connector: BaseConnector) -> App:
+        """Another app with the same tasks and another connector; `replace_connector` is the better way."""
+        app = App(
+            connector=connector,
+            import_paths=self.import_paths,
+            worker_defaults=self.worker_defaults,
+            periodic_defaults=self.periodic_defaults,
+            settings=self._settings,
+            finished_jobs=self._finished_jobs,
+            listen_dsn=self._listen_dsn,
+        )
+        app.tasks = self.tasks
+        app.job_manager = Enqueuer(connector, self.tasks)
+        app.periodic_registry = self.periodic_registry
+        return app
+
+    def _register_builtin_tasks(self) -> None:
+        # Of our own making: upstream's blueprint gets another "builtin:" before its names with every app.
+        old = builtin_tasks.remove_old_jobs
+        name = "procrastinate.builtin_tasks.remove_old_jobs"
+        builtin = blueprints.Blueprint()
+        task = builtin.task(name=name, pass_context=True, queue=old.queue)(old.func)
+        self.add_tasks_from(builtin, namespace="builtin")
+        self.add_task_alias(task, name)
+
+    def _worker(self, **kwargs: Any) -> UpstreamWorker:
+        if not isinstance(self.connector, procrastinate.PsycopgConnector):
+            return super()._worker(**kwargs)  # in-memory and foreign connectors: upstream's worker
+        options: dict[str, Any] = {**self.worker_defaults, **kwargs}
+        listen = self._listen_dsn
+        return Worker(
+            app=self,
+            target=self.target,
+            listen_target=Target(listen) if listen else None,
+            **{"finished_jobs": self._finished_jobs or "archive", **options},
+        )
+
+    @property
+    def target(self) -> Target:
+        """Where the app's connector connects."""
+        connector: Any = self.connector
+        pool = getattr(connector, "_async_pool", None)
+        if pool is not None and isinstance(pool.conninfo, str) and isinstance(pool.kwargs, dict | None):
+            return Target(pool.conninfo, dict(pool.kwargs or {}))
+        arguments = getattr(connector, "_pool_args", {})
+        return Target(arguments.get("conninfo", ""), dict(arguments.get("kwargs") or {}))
+
+    @property
+    def schema_manager(self) -> schema.SchemaManager:
+        """`procrastinate schema --apply` applies Procrastinate's schema and ours."""
+        if isinstance(self.connector, BaseAsyncConnector) and self.job_manager.in_memory:  # type: ignore[attr-defined]
+            return super().schema_manager
+        return _SchemaManager(self)
+
+    async def database(self) -> Database:
+        """A pool for calls of SQL functions, opened once and closed with the app. Raises DatabaseUnavailable."""
+        async with self._building:
+            if self._database is None:
+                database = Database(self.target.conninfo, kwargs=self.target.kwargs)
+                await database.open()
+                self._database = database
+        return self._database
+
+    async def resource(self, name: str, factory: Callable[[], Any | Awaitable[Any]]) -> Any:
+        """What tasks of this process share (a mailer, say): made on first use by `factory`, closed with the app."""
+        async with self._building:
+            if name not in self._resources:
+                made = factory()
+                self._resources[name] = await made if isinstance(made, Awaitable) else made
+        return self._resources[name]
+
+    async def close_resources(self) -> None:
+        """Close what `resource` and `database` made; they are made anew when needed again."""
+        resources, self._resources = self._resources, {}
+        for made in resources.values():
+            await made.close()
+        if self._database is not None:
+            database, self._database = self._database, None
+            await database.close()
+
+    async def run_worker_async(self, **kwargs: Any) -> None:  # type: ignore[override]
+        """Procrastinate's `run_worker_async` on our worker: takes its options, and `finished_jobs`, `kill_timeout`.
+
+        Raises ShutdownIncomplete when jobs had to be left behind.
+        """
+        try:
+            await super().run_worker_async(**kwargs)
+        finally:
+            await self.close_resources()
+
+    async def register_tasks(self) -> int:
+        """Register the tasks with the database, as a starting worker does; how many were new or changed."""
+        from procjobs.db import Link
+        from procjobs.engine.registration import describe_tasks, register
+
+        self.perform_import_paths()
+        link = Link(self.target, "procjobs register")
+        try:
+            return await register(link, describe_tasks(self), "register_tasks")
+        finally:
+            await link.close()
+
+
+class _SchemaManager(schema.SchemaManager):
+    def __init__(self, app: App) -> None:
+        super().__init__(app.connector)
+        self._app = app
+
+    def apply_schema(self) -> None:
+        from procjobs.migrate import migrate
+
+        migrate(make_conninfo(self._app.target.conninfo, **self._app.target.kwargs))
+
+    async def apply_schema_async(self) -> None:
+        await asyncio.to_thread(self.apply_schema)
+
+
+def default_app(settings: Settings | None = None) -> App:
+    """An app with the tasks of the packs, for `procjobs worker` without an application of one's own."""
+    from procjobs.packs import blueprints as packs
+
+    app = App(settings.dsn if settings else None, settings=settings)
+    for pack in packs():
+        app.add_tasks_from(pack, namespace="")
+    return app

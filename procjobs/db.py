@@ -1,0 +1,294 @@
+"""The only place that meets psycopg: connections, calls of SQL functions, and psycopg's errors.
+
+A call names a function of the schema `procjobs` and its arguments; the SQL is built here and nowhere else:
+
+    await db.value("pause_queue", queue="mail", reason="provider down")
+    await db.rows("list_jobs", status="failed", max_rows=50)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, LiteralString, TypeVar, cast
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import TupleRow, dict_row, tuple_row
+from psycopg.types.json import Jsonb
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from procjobs.errors import DatabaseUnavailable, translate
+
+__all__ = ["Connection", "Database", "Link", "SyncLink", "Target", "call_query", "connect", "connect_sync"]
+
+Row = dict[str, Any]
+T = TypeVar("T")
+Connection = psycopg.AsyncConnection[Row]
+
+_NAME = re.compile(r"[a-z_][a-z0-9_]*")
+
+
+def call_query(function: str, arguments: Sequence[str], *, prefix: str = "") -> LiteralString:
+    """`select * from procjobs.function(a => %(a)s, ...)`; names are checked, values stay parameters."""
+    for name in (function, *arguments):
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"not a name of a function or argument: {name!r}")
+    listed = ", ".join(f'"{name}" => %({name})s' for name in arguments)
+    return cast(LiteralString, f"{prefix}select * from procjobs.{function}({listed})")
+
+
+def _adapt(value: Any) -> Any:
+    return Jsonb(value) if isinstance(value, dict) else value
+
+
+class Calls:
+    """Calls of SQL functions over something that yields a connection."""
+
+    def connection(self) -> Any:
+        """An async context manager that yields a connection with rows as dicts."""
+        raise NotImplementedError
+
+    async def rows(self, function: str, *, as_: type[T] | None = None, **args: Any) -> list[Any]:
+        """All rows of `procjobs.function(...)`, as dicts or as instances of `as_` (fields by column name)."""
+        query = call_query(function, list(args))
+        try:
+            async with self.connection() as connection:
+                cursor = await connection.execute(query, {k: _adapt(v) for k, v in args.items()})
+                found = await cursor.fetchall()
+        except PoolTimeout as error:
+            raise DatabaseUnavailable(str(error)) from error
+        except psycopg.Error as error:
+            raise translate(error) from error
+        return found if as_ is None else [as_(**row) for row in found]
+
+    async def row(self, function: str, *, as_: type[T] | None = None, **args: Any) -> Any:
+        """The first row of `procjobs.function(...)`, or None."""
+        found = await self.rows(function, as_=as_, **args)
+        return found[0] if found else None
+
+    async def value(self, function: str, **args: Any) -> Any:
+        """The first column of the first row of `procjobs.function(...)`, or None."""
+        found = await self.rows(function, **args)
+        return next(iter(found[0].values())) if found else None
+
+
+class Transaction(Calls):
+    """Calls that commit or roll back together; from `Database.transaction()`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        yield self._connection
+
+
+class Database(Calls):
+    """A small pool of connections; every call is one transaction in one round trip (autocommit)."""
+
+    def __init__(
+        self,
+        conninfo: str = "",
+        *,
+        kwargs: dict[str, Any] | None = None,
+        min_size: int = 1,
+        max_size: int = 4,
+        timeout: float = 30.0,
+    ) -> None:
+        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+            conninfo,
+            connection_class=cast(type[Connection], psycopg.AsyncConnection),
+            kwargs={"application_name": "procjobs", **(kwargs or {}), "autocommit": True, "row_factory": dict_row},
+            min_size=min_size,
+            max_size=max_size,
+            timeout=timeout,
+            open=False,
+        )
+
+    async def open(self, *, wait: bool = True) -> None:
+        """Open the pool and wait for its first connection. Raises DatabaseUnavailable.
+
+        wait: False returns at once; calls wait for a connection themselves, and the pool goes on trying.
+        """
+        try:
+            await self._pool.open(wait=wait, timeout=self._pool.timeout)
+        except PoolTimeout as error:
+            await self._pool.close()
+            raise DatabaseUnavailable(
+                f"PostgreSQL did not answer within {self._pool.timeout:g} s",
+                hint="check DATABASE_URL and that the server is running",
+            ) from error
+
+    async def close(self) -> None:
+        """Close every connection; safe to call twice."""
+        await self._pool.close()
+
+    async def __aenter__(self) -> Database:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A connection of the pool, in autocommit."""
+        async with self._pool.connection() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """Several calls in one transaction: all take effect, or none."""
+        async with self._pool.connection() as connection, connection.transaction():
+            yield Transaction(connection)
+
+
+async def connect(conninfo: str = "", **kwargs: Any) -> Connection:
+    """One autocommit connection of its own, rows as dicts. Raises DatabaseUnavailable."""
+    try:
+        return await psycopg.AsyncConnection.connect(
+            conninfo, **{"application_name": "procjobs", **kwargs, "autocommit": True, "row_factory": dict_row}
+        )
+    except psycopg.Error as error:
+        raise translate(error) from error
+
+
+def connect_sync(conninfo: str = "", **kwargs: Any) -> psycopg.Connection[Row]:
+    """The same for threads and for tools that have no event loop."""
+    try:
+        return psycopg.connect(
+            conninfo, **{"application_name": "procjobs", **kwargs, "autocommit": True, "row_factory": dict_row}
+        )
+    except psycopg.Error as error:
+        raise translate(error) from error
+
+
+#: A peer that vanished (a failover, a cable) is noticed in seconds instead of the kernel's hours.
+_KEEPALIVE = {
+    "connect_timeout": 10,
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to connect: a connection string or URL, and psycopg's keyword arguments."""
+
+    conninfo: str = ""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def arguments(self, application_name: str, row_factory: Any) -> dict[str, Any]:
+        """Keyword arguments for a connection of its own, in autocommit."""
+        return {
+            "application_name": application_name,
+            **_KEEPALIVE,
+            **self.kwargs,
+            "autocommit": True,
+            "row_factory": row_factory,
+        }
+
+
+class Link:
+    """One connection of its own for one kind of call, opened when needed and again after it broke.
+
+    It never retries by itself: whether a call may be repeated is the caller's knowledge. Calls must not overlap.
+    """
+
+    def __init__(self, target: Target, name: str, *, timeout: float = 60.0) -> None:
+        self._target = target
+        self._name = name
+        self._timeout = timeout
+        self._connection: psycopg.AsyncConnection[TupleRow] | None = None
+
+    async def open(self) -> psycopg.AsyncConnection[TupleRow]:
+        """The connection, opened if there is none. Raises DatabaseUnavailable."""
+        if self._connection is None or self._connection.closed:
+            arguments = self._target.arguments(self._name, tuple_row)
+            try:
+                self._connection = await psycopg.AsyncConnection.connect(self._target.conninfo, **arguments)
+            except psycopg.Error as error:
+                raise translate(error) from error
+        return self._connection
+
+    async def fetch(self, query: LiteralString, parameters: Sequence[Any] = ()) -> list[TupleRow]:
+        """Run one statement in its own transaction; its rows. Raises DatabaseUnavailable, DatabaseError."""
+        connection = await self.open()
+        try:
+            async with asyncio.timeout(self._timeout):
+                cursor = await connection.execute(query, parameters)
+                return await cursor.fetchall()
+        except TimeoutError as error:
+            await self.close()
+            raise DatabaseUnavailable(f"PostgreSQL did not answer within {self._timeout:g} s") from error
+        except psycopg.Error as error:
+            failure = translate(error)
+            if isinstance(failure, DatabaseUnavailable) or connection.closed:
+                await self.close()
+            raise failure from error
+        except asyncio.CancelledError:
+            # The reply may still be on the wire: the next call must not read it as its own.
+            await self.close()
+            raise
+
+    async def listen(self, channels: Sequence[str], *, check_every: float = 30.0) -> AsyncIterator[str]:
+        """LISTEN on channels and yield payloads as they come; an empty one when listening began.
+
+        Ends with DatabaseUnavailable when the connection is lost; asks the server every `check_every` seconds, since
+        a connection whose other end vanished is silent too.
+        """
+        connection = await self.open()
+        try:
+            for channel in channels:
+                await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
+            yield ""
+            while True:
+                async for notification in connection.notifies(timeout=check_every):
+                    yield notification.payload
+                await self.fetch("select 1")
+        except psycopg.Error as error:
+            raise translate(error) from error
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """Drop the connection; the next call opens another. Safe to call twice."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(psycopg.Error, OSError):
+                await connection.close()
+
+
+class SyncLink:
+    """The same for a thread."""
+
+    def __init__(self, target: Target, name: str) -> None:
+        self._target = target
+        self._name = name
+        self._connection: psycopg.Connection[TupleRow] | None = None
+
+    def fetch(self, query: LiteralString, parameters: Sequence[Any] = ()) -> list[TupleRow]:
+        """Run one statement in its own transaction; its rows. Raises DatabaseUnavailable, DatabaseError."""
+        try:
+            if self._connection is None or self._connection.closed:
+                self._connection = psycopg.connect(
+                    self._target.conninfo, **self._target.arguments(self._name, tuple_row)
+                )
+            return self._connection.execute(query, parameters).fetchall()
+        except psycopg.Error as error:
+            self.close()
+            raise translate(error) from error
+
+    def close(self) -> None:
+        """Drop the connection; the next call opens another. Safe to call twice."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(psycopg.Error, OSError):
+                connection.close()

@@ -1,0 +1,162 @@
+"""Acknowledging: the ends of runs go to the database in batches, and none is ever dropped.
+
+While one batch is on its way the next one gathers; an unloaded worker acknowledges each job at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from procjobs.db import Link
+from procjobs.engine.backoff import Backoff
+from procjobs.engine.claimed import Claimed
+from procjobs.errors import DatabaseError, DatabaseUnavailable
+
+__all__ = ["Acknowledger"]
+
+logger = logging.getLogger("procjobs.worker")
+
+_FINISH = "select * from procjobs.finish_jobs(%s, %s::bigint[], %s::int[], %s)"
+_SETTLE = "select id, result from procjobs.settle_jobs(%s, %s::jsonb)"
+#: Serialization failure, deadlock, lock not available, query cancelled: the same call may well succeed next time.
+_TRANSIENT = ("40001", "40P01", "55P03", "57014")
+_LARGEST_BATCH = 1000
+
+Settlement = tuple[Claimed, dict[str, Any]]
+
+
+class Acknowledger:
+    """Sends finished and otherwise ended runs of one worker to the database.
+
+    on_durable: called with the jobs whose end is durable, or void because the lease was lost.
+    """
+
+    def __init__(self, link: Link, finished_jobs: str, on_durable: Callable[[Sequence[Claimed]], None]) -> None:
+        self.worker_id = 0
+        self._link = link
+        self._finished_jobs = finished_jobs
+        self._on_durable = on_durable
+        self._finished: list[Claimed] = []
+        self._settled: list[Settlement] = []
+        self._wake = asyncio.Event()
+
+    def finished(self, job: Claimed) -> None:
+        """The run succeeded."""
+        self._finished.append(job)
+        self._wake.set()
+
+    def settled(self, job: Claimed, settlement: dict[str, Any]) -> None:
+        """The run ended in another way: the keys of `settle_jobs`, without id and lease."""
+        self._settled.append((job, settlement))
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Send until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._finished or self._settled:
+                finished, self._finished = self._finished[:_LARGEST_BATCH], self._finished[_LARGEST_BATCH:]
+                settled, self._settled = self._settled[:_LARGEST_BATCH], self._settled[_LARGEST_BATCH:]
+                try:
+                    await self._send_finished(self._current(finished))
+                    await self._send_settled(settled)
+                except asyncio.CancelledError:
+                    self._finished, self._settled = finished + self._finished, settled + self._settled
+                    raise
+
+    def _current(self, jobs: list[Claimed]) -> list[Claimed]:
+        void = [job for job in jobs if job.fenced]
+        if not void:
+            return jobs
+        self._on_durable(void)
+        return [job for job in jobs if not job.fenced]
+
+    async def _send_finished(self, jobs: list[Claimed]) -> None:
+        if not jobs:
+            return
+        parameters = (self.worker_id, [job.id for job in jobs], [job.lease for job in jobs], self._finished_jobs)
+        try:
+            rows, repeated = await self._persist(_FINISH, parameters)
+        except DatabaseError as error:
+            # One job that cannot be ended must not keep the others from ending.
+            if len(jobs) > 1:
+                half = len(jobs) // 2
+                await self._send_finished(jobs[:half])
+                await self._send_finished(jobs[half:])
+            else:
+                await self._send_settled([(jobs[0], _unfinishable(error))])
+            return
+        if len(rows) < len(jobs) and not repeated:
+            ended = {row[0] for row in rows}
+            self._report_stale([job for job in jobs if job.id not in ended])
+        self._on_durable(jobs)
+
+    async def _send_settled(self, settled: list[Settlement]) -> None:
+        void = [job for job, _ in settled if job.fenced]
+        self._on_durable(void)
+        settled = [(job, settlement) for job, settlement in settled if not job.fenced]
+        if not settled:
+            return
+        batch = [{"id": job.id, "lease": job.lease, **settlement} for job, settlement in settled]
+        backoff = Backoff(1.0, 30.0)
+        while True:
+            try:
+                rows, repeated = await self._persist(_SETTLE, (self.worker_id, json.dumps(batch)))
+                break
+            except DatabaseError as error:
+                if len(settled) > 1:
+                    half = len(settled) // 2
+                    await self._send_settled(settled[:half])
+                    await self._send_settled(settled[half:])
+                    return
+                logger.error(
+                    "the end of job %s cannot be recorded, trying again: %s", batch[0]["id"], error,
+                    extra={"action": "settle_failed", "job_id": batch[0]["id"]},
+                )
+                await backoff.wait()
+                if settled[0][0].fenced:
+                    self._on_durable([settled[0][0]])
+                    return
+        if not repeated:
+            stale = {row[0] for row in rows if row[1] == "stale"}
+            self._report_stale([job for job, _ in settled if job.id in stale])
+        self._on_durable([job for job, _ in settled])
+
+    async def _persist(self, query: Any, parameters: tuple[Any, ...]) -> tuple[list[Any], bool]:
+        """Rows, and whether an earlier try may have taken effect without our seeing its reply."""
+        backoff = Backoff()
+        repeated = False
+        while True:
+            try:
+                return await self._link.fetch(query, parameters), repeated
+            except DatabaseUnavailable as error:
+                if not repeated:
+                    logger.warning(
+                        "finished jobs wait for the database: %s", error, extra={"action": "acknowledge_waits"}
+                    )
+                repeated = True
+            except DatabaseError as error:
+                if error.sqlstate not in _TRANSIENT:
+                    raise
+            await backoff.wait()
+
+    def _report_stale(self, jobs: list[Claimed]) -> None:
+        for job in jobs:
+            logger.warning(
+                "job %s (%s): the lease was lost, its result is void", job.id, job.task_name,
+                extra={"action": "stale_result", "job_id": job.id, "task": job.task_name},
+            )
+
+
+def _unfinishable(error: DatabaseError) -> dict[str, Any]:
+    return {
+        "outcome": "failed",
+        "retry": "never",
+        "error_class": "AcknowledgementFailed",
+        "error_message": f"the job succeeded, but its end could not be recorded: {error}",
+    }

@@ -1,0 +1,202 @@
+"""Running one job: reads its arguments safely, calls the task on the loop, in a thread or in a process, and says how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import json
+import os
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from procrastinate import exceptions, middleware
+from procrastinate.job_context import AbortReason, JobContext
+from procrastinate.tasks import Task
+from procrastinate.worker import Worker as UpstreamWorker
+
+from procjobs.engine.claimed import Claimed
+from procjobs.engine.processes import ProcessDied, Processes, RemoteError
+from procjobs.engine.retry import Retry, Verdict
+from procjobs.engine.threads import Threads
+
+__all__ = ["Execution", "Executor", "execution_of"]
+
+Execution = Literal["async", "thread", "process"]
+
+_LONGEST_MESSAGE = 10_000
+_LONGEST_TRACEBACK = 50_000
+
+
+def execution_of(task: Task[Any, Any, Any]) -> Execution:
+    """Where a task runs: coroutine functions on the loop, others in a thread, or in a process where the task says so."""
+    if getattr(task, "execution", None) == "process":
+        return "process"
+    return "async" if inspect.iscoroutinefunction(task.func) else "thread"
+
+
+class Unreadable(Exception):
+    """The arguments in the database are not what a task can be called with."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    task: Task[Any, Any, Any]
+    execution: Execution
+    middlewares: list[Any]
+    #: A coroutine function without context and middleware: called without any ceremony.
+    direct: Callable[..., Any] | None
+
+
+class Executor:
+    """Runs jobs of one worker. `run` never raises: it returns None for success, or the keys of a settlement."""
+
+    def __init__(self, worker: UpstreamWorker) -> None:
+        self._worker = worker
+        self._plans: dict[str, _Plan] = {}
+        self._threads = Threads(worker.concurrency, f"procjobs {worker.worker_name or 'worker'}")
+        self._processes = Processes(max(1, min(worker.concurrency, os.cpu_count() or 1)))
+        connector = worker.app.connector
+        self._loads: Callable[[str], Any] = (
+            getattr(connector, "_json_loads", None) or connector.json_loads or json.loads
+        )
+
+    async def close(self) -> None:
+        self._threads.close()
+        await self._processes.close()
+
+    def cancels_by_task(self, job: Claimed) -> bool:
+        """Whether cancelling the job's asyncio task stops it; a thread must look at its JobContext itself."""
+        plan = self._plans.get(job.task_name)
+        return plan is None or plan.execution != "thread"
+
+    async def run(self, job: Claimed) -> dict[str, Any] | None:
+        plan: _Plan | None = None
+        try:
+            if job.reason is not None:
+                raise asyncio.CancelledError
+            plan = self._plans.get(job.task_name) or self._make_plan(job.task_name)
+            arguments = self._read(job)
+            if plan.direct is not None:
+                value = await plan.direct(**arguments)
+            else:
+                value = await self._call(plan, job, arguments)
+            if isinstance(value, Verdict):
+                return value.settlement()
+            return None
+        except BaseException as error:  # whatever a job does, the worker lives
+            return self._judge(plan, job, error)
+
+    def _make_plan(self, name: str) -> _Plan:
+        task = self._worker.app.tasks.get(name)
+        if task is None:
+            raise exceptions.TaskNotFound(name)
+        execution = execution_of(task)
+        middlewares = self._worker._resolve_task_middlewares(task, execution == "async")
+        ceremony = task.pass_context or middlewares or self._worker.worker_middleware or execution != "async"
+        plan = _Plan(task, execution, middlewares, None if ceremony else task.func)
+        self._plans[name] = plan
+        return plan
+
+    def _read(self, job: Claimed) -> dict[str, Any]:
+        if job.args == "{}":
+            return {}
+        try:
+            arguments = self._loads(job.args)
+        except (ValueError, RecursionError, TypeError) as error:
+            raise Unreadable(f"the arguments cannot be read: {type(error).__name__}") from error
+        if not isinstance(arguments, dict):
+            raise Unreadable(f"the arguments are a JSON {type(arguments).__name__}, not an object")
+        return arguments
+
+    async def _call(self, plan: _Plan, job: Claimed, arguments: dict[str, Any]) -> Any:
+        worker = self._worker
+        context = JobContext(
+            app=worker.app,
+            worker_name=worker.worker_name,
+            worker_queues=worker.queues,
+            additional_context=dict(worker.additional_context or {}),
+            job=job.as_job(arguments, worker.worker_id),
+            abort_reason=lambda: job.reason,
+            start_timestamp=time.time(),
+        )
+        positional = [context] if plan.task.pass_context else []
+
+        async def call_task() -> Any:
+            if plan.execution == "process":
+                return await self._processes.run(plan.task, arguments)
+            function = functools.partial(plan.task.func, *positional, **arguments)
+            wrapped = middleware.compose(plan.middlewares, function, context, worker)
+            value = await (wrapped() if plan.execution == "async" else self._threads.run(wrapped))
+            # A plain function may return an awaitable: then that is the work.
+            return await value if inspect.isawaitable(value) else value
+
+        return await middleware.compose(worker.worker_middleware, call_task, context, worker)()
+
+    def _judge(self, plan: _Plan | None, job: Claimed, error: BaseException) -> dict[str, Any]:
+        match error:
+            case exceptions.TaskNotFound():
+                return {"outcome": "parked"}
+            case Unreadable():
+                return {**_describe(error), "outcome": "failed", "kind": "unreadable", "retry": "never"}
+            case ProcessDied() if job.reason is None:
+                return {**_describe(error), "outcome": "crashed"}
+        if job.reason is AbortReason.SHUTDOWN:
+            return {"outcome": "released", "started": True}
+        cancelled = isinstance(error, asyncio.CancelledError | ProcessDied) and job.reason is not None
+        if cancelled or isinstance(error, exceptions.JobAborted):
+            return {"outcome": "cancelled"}
+        return {**_describe(error), "outcome": "failed", **self._retry(plan, job, error)}
+
+    def _retry(self, plan: _Plan | None, job: Claimed, error: BaseException) -> dict[str, Any]:
+        strategy = plan.task.retry_strategy if plan is not None else None
+        if plan is None or strategy is None:
+            return {}  # only a limit on the job itself allows another run; SQL knows it
+        if isinstance(strategy, Retry):
+            return {} if strategy.applies_to(error) else {"retry": "never"}
+        try:
+            decided = plan.task.get_retry_exception(error, job.as_job(self._read(job), self._worker.worker_id))
+        except Exception as broken:
+            return {"retry": "never", "error_message": _text(f"{error}\n\nits retry strategy failed too: {broken!r}")}
+        if decided is None:
+            return {"retry": "never"}
+        decision = decided.retry_decision
+        return {
+            "retry": "at",
+            "retry_at": decision.retry_at.isoformat() if decision.retry_at else None,
+            "priority": decision.priority,
+            "queue": decision.queue,
+            "lock": decision.lock,
+        }
+
+
+def _describe(error: BaseException) -> dict[str, Any]:
+    if isinstance(error, RemoteError):
+        return {
+            "error_class": error.error_class,
+            "error_message": _text(str(error)),
+            "traceback": _text(error.trace, _LONGEST_TRACEBACK),
+        }
+    try:
+        message = str(error)
+    except Exception:
+        message = "(the exception could not be shown)"
+    try:
+        trace = "".join(traceback.format_exception(error))
+    except Exception:  # an exception whose own text fails
+        trace = "".join(traceback.format_tb(error.__traceback__))
+    return {
+        "error_class": type(error).__qualname__,
+        "error_message": _text(message),
+        "traceback": _text(trace, _LONGEST_TRACEBACK),
+    }
+
+
+def _text(text: str, longest: int = _LONGEST_MESSAGE) -> str:
+    """What PostgreSQL can store: no NUL, no lone surrogates, not endless; of a long text the end says most."""
+    if len(text) > longest:
+        text = f"... {text[-longest:]}"
+    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()

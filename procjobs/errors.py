@@ -1,0 +1,231 @@
+"""Every error procjobs raises, keyed by the SQLSTATE that PostgreSQL reports.
+
+    ProcjobsError
+     +-- SettingsError            a setting is missing or wrong
+     +-- DatabaseError            a call into PostgreSQL failed (carries sqlstate, detail, hint)
+     |    +-- DatabaseUnavailable   no connection; worth trying again
+     |    +-- UnknownTask           PJ001
+     |    +-- InvalidArguments      PJ002
+     |    |    +-- ArgumentsTooLarge  PJ003
+     |    |    +-- ArgumentsTooDeep   PJ004
+     |    |    +-- ArgumentsMalformed PJ005
+     |    +-- DuplicateWaitingJob   PJ006
+     |    +-- JobNotFound           PJ007
+     |    +-- InvalidState          PJ008
+     |    +-- InvalidOption         PJ009
+     |    +-- InvalidName           PJ010
+     |    +-- WorkerGone            PJ011
+     |    +-- HostBindingMissing    PJ012
+     |    +-- InvalidTrigger        PJ013
+     |    +-- UnknownRecipient      PJ020
+     |    +-- UnknownGroup          PJ021
+     |    +-- UnknownUpdate         PJ022
+     |    +-- InvalidNotification   PJ023
+     +-- MigrationError           the schema cannot be brought to the wanted state
+     +-- ServerError              the embedded or given PostgreSQL cannot be used
+
+The SQL functions raise these codes with MESSAGE (what), DETAIL (the values) and HINT (the next step).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import psycopg
+from procrastinate.exceptions import ProcrastinateException
+
+__all__ = [
+    "SQLSTATES",
+    "ArgumentsMalformed",
+    "ArgumentsTooDeep",
+    "ArgumentsTooLarge",
+    "DatabaseError",
+    "DatabaseUnavailable",
+    "DuplicateWaitingJob",
+    "HostBindingMissing",
+    "InvalidArguments",
+    "InvalidName",
+    "InvalidNotification",
+    "InvalidOption",
+    "InvalidState",
+    "InvalidTrigger",
+    "JobNotFound",
+    "MigrationError",
+    "ProcjobsError",
+    "ServerError",
+    "SettingsError",
+    "UnknownGroup",
+    "UnknownRecipient",
+    "UnknownTask",
+    "UnknownUpdate",
+    "WorkerGone",
+    "translate",
+]
+
+
+class ProcjobsError(ProcrastinateException):
+    """Base of every error of procjobs; `hint` says what to do next, where there is something to do."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class SettingsError(ProcjobsError):
+    """A setting is missing or wrong; the message names the field, the value and the mend."""
+
+
+class MigrationError(ProcjobsError):
+    """The schema cannot be brought to the wanted state; nothing was changed."""
+
+
+class ServerError(ProcjobsError):
+    """PostgreSQL cannot be started or used; the message says why and what to do."""
+
+
+class DatabaseError(ProcjobsError):
+    """A statement failed in PostgreSQL.
+
+    sqlstate: five characters, or None when the connection failed before the server could answer.
+    detail:   the values at fault, when the server gave them.
+    """
+
+    code: ClassVar[str | None] = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        sqlstate: str | None = None,
+        detail: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.sqlstate = sqlstate or self.code
+        self.detail = detail
+
+
+class DatabaseUnavailable(DatabaseError):
+    """PostgreSQL cannot be reached, is starting, stopping or full; the call may be tried again."""
+
+
+class UnknownTask(DatabaseError):
+    code = "PJ001"
+
+
+class InvalidArguments(DatabaseError):
+    """Arguments that the task's registered signature refuses: missing, unexpected or mistyped."""
+
+    code = "PJ002"
+
+
+class ArgumentsTooLarge(InvalidArguments):
+    code = "PJ003"
+
+
+class ArgumentsTooDeep(InvalidArguments):
+    code = "PJ004"
+
+
+class ArgumentsMalformed(InvalidArguments):
+    """Not a JSON object, a NUL character, or a number no worker could read."""
+
+    code = "PJ005"
+
+
+class DuplicateWaitingJob(DatabaseError):
+    """A job with the same queueing lock waits already."""
+
+    code = "PJ006"
+
+
+class JobNotFound(DatabaseError):
+    code = "PJ007"
+
+
+class InvalidState(DatabaseError):
+    """The job is in a state in which this cannot be done to it."""
+
+    code = "PJ008"
+
+
+class InvalidOption(DatabaseError):
+    """An option has a value outside its range."""
+
+    code = "PJ009"
+
+
+class InvalidName(DatabaseError):
+    """An empty or overlong name."""
+
+    code = "PJ010"
+
+
+class WorkerGone(DatabaseError):
+    """The worker was declared dead or never registered; it must register anew before it claims."""
+
+    code = "PJ011"
+
+
+class HostBindingMissing(DatabaseError):
+    """A host_* view or function that a pack needs is not bound to the application's tables."""
+
+    code = "PJ012"
+
+
+class InvalidTrigger(DatabaseError):
+    """enqueue_on_change was called for a table or event on which it cannot work."""
+
+    code = "PJ013"
+
+
+class UnknownRecipient(DatabaseError):
+    code = "PJ020"
+
+
+class UnknownGroup(DatabaseError):
+    code = "PJ021"
+
+
+class UnknownUpdate(DatabaseError):
+    code = "PJ022"
+
+
+class InvalidNotification(DatabaseError):
+    """Notification type, urgency, delivery method or content outside what can be delivered."""
+
+    code = "PJ023"
+
+
+def _subclasses(cls: type[DatabaseError]) -> list[type[DatabaseError]]:
+    return [cls, *(found for child in cls.__subclasses__() for found in _subclasses(child))]
+
+
+#: The one table from SQLSTATE to exception class.
+SQLSTATES: dict[str, type[DatabaseError]] = {
+    cls.code: cls for cls in _subclasses(DatabaseError) if cls.code is not None
+}
+
+#: Class 08 (connection), 53 (resources), 57P (shutdown, startup) and 25006 (a standby answered): try again.
+_UNAVAILABLE = ("08", "53", "57P", "25006")
+
+
+def translate(error: psycopg.Error) -> DatabaseError:
+    """The procjobs error for an error of psycopg, with the server's message, DETAIL and HINT kept."""
+    state = error.sqlstate
+    diag = error.diag
+    message = diag.message_primary or str(error).strip() or type(error).__name__
+    kind: type[DatabaseError]
+    if state in SQLSTATES:
+        kind = SQLSTATES[state]
+    elif state is None and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+        kind = DatabaseUnavailable
+    elif state is not None and state.startswith(_UNAVAILABLE):
+        kind = DatabaseUnavailable
+    else:
+        kind = DatabaseError
+    return kind(message, sqlstate=state, detail=diag.message_detail, hint=diag.message_hint)

@@ -1,0 +1,299 @@
+-- The claim: a worker takes jobs.
+-- Owns:        the step todo -> doing.
+-- Lock order:  procrastinate_jobs, skipping whatever another transaction has locked; it never waits for a row.
+-- A claim is (job, worker, lease): pj_lease grows with every claim, so that a worker that lost a job and comes back later
+-- cannot end a run that is no longer its own, not even when it is the same worker that runs it again.
+
+create or replace function procjobs.ready_queues()
+returns text[]
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+set enable_bitmapscan = off
+as $$
+  -- A loose index scan over the claim's index: one probe a queue, however many jobs are in it.
+  with recursive ready(name) as (
+    (
+      select j.queue_name
+      from public.procrastinate_jobs j
+      where j.status = 'todo'
+        and j.pj_waits_for is null
+      order by j.queue_name
+      limit 1
+    )
+    union all
+    select (
+      select j.queue_name
+      from public.procrastinate_jobs j
+      where j.status = 'todo'
+        and j.pj_waits_for is null
+        and j.queue_name > ready.name
+      order by j.queue_name
+      limit 1
+    )
+    from ready
+    where ready.name is not null
+  )
+  select coalesce(array_agg(name::text), '{}')
+  from ready
+  where name is not null
+$$;
+comment on function procjobs.ready_queues() is 'Names of the queues that hold a claimable job.';
+
+create or replace function procjobs.claim_shares(p_queues text[], p_max_jobs integer)
+returns table (queue text, share integer)
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+set enable_bitmapscan = off
+as $$
+begin
+  if cardinality(p_queues) = 1 then
+    return query select p_queues[1], p_max_jobs;
+    return;
+  end if;
+
+  -- How much of the claim each queue gets when all their jobs stand in one line: read without locks, so that
+  -- a claim of n jobs never locks more than n rows, however many queues there are.
+  return query
+  select line.queue, count(*)::integer
+  from (
+    select q.queue, front.priority, front.id
+    from unnest(p_queues) as q(queue)
+    cross join lateral (
+      select j.priority, j.id
+      from public.procrastinate_jobs j
+      where j.status = 'todo'
+        and j.pj_waits_for is null
+        and j.queue_name = q.queue
+      order by j.priority desc, j.id
+      limit p_max_jobs
+    ) front
+    order by front.priority desc, front.id
+    limit p_max_jobs
+  ) line
+  group by line.queue;
+end
+$$;
+comment on function procjobs.claim_shares(text[], integer) is
+  'How many of the next p_max_jobs jobs over these queues, by priority and id, are in each.';
+
+create or replace function procjobs.unpark_jobs(p_tasks text[], p_queues text[], p_max_jobs integer)
+returns integer
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+  v_count integer;
+  v_locks text[];
+begin
+  with known as (
+    select j.id
+    from public.procrastinate_jobs j
+    where j.status = 'todo'
+      and j.pj_waits_for = 'task'
+      and j.task_name = any (p_tasks)
+      and (p_queues is null or j.queue_name = any (p_queues))
+    limit p_max_jobs
+    for update skip locked
+  ),
+  unparked as (
+    update public.procrastinate_jobs
+    set pj_waits_for = case when lock is not null then 'lock' end
+    where id = any (array(select id from known order by id))
+    returning lock
+  )
+  select count(*), array_agg(distinct lock) filter (where lock is not null)
+  into v_count, v_locks
+  from unparked;
+
+  if v_locks is not null then
+    perform procjobs.promote_locks(v_locks);
+  end if;
+  return v_count;
+end
+$$;
+comment on function procjobs.unpark_jobs(text[], text[], integer) is
+  'Makes jobs claimable that waited for a worker that knows their task.';
+
+create or replace function procjobs.take_jobs(p_tasks text[], p_queues text[], p_max_jobs integer, p_with_locks boolean)
+returns table (taken bigint[], set_aside integer, overtaken boolean)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+set enable_bitmapscan = off
+as $$
+declare
+  v_paused text[] := procjobs.paused_queues();
+  v_unknown bigint[];
+  v_blocked bigint[];
+begin
+  with shares as materialized (
+    select s.queue, s.share
+    from procjobs.claim_shares(p_queues, p_max_jobs) s
+  ),
+  candidate as materialized (
+    select front.id, front.priority, front.lock, front.task_name
+    from shares s
+    cross join lateral (
+      select j.id, j.priority, j.lock, j.task_name
+      from public.procrastinate_jobs j
+      where j.status = 'todo'
+        and j.pj_waits_for is null
+        and j.queue_name = s.queue
+        and (p_with_locks or j.lock is null)
+      order by j.priority desc, j.id
+      limit s.share
+      for update skip locked
+    ) front
+  ),
+  judged as (
+    select
+      c.id,
+      c.priority,
+      c.task_name = any (p_tasks) as known,
+      -- `lock is null or` first: without it the planner sorts the backlog.
+      c.lock is null or (
+        not exists (
+          select
+          from public.procrastinate_jobs d
+          where d.lock = c.lock
+            and d.status = 'doing'
+        )
+        and not exists (
+          select
+          from public.procrastinate_jobs r
+          where r.lock = c.lock
+            and r.status = 'todo'
+            and r.pj_waits_for is null
+            and (r.priority > c.priority or (r.priority = c.priority and r.id < c.id))
+            and r.queue_name <> all (v_paused)
+        )
+      ) as free
+    from candidate c
+  )
+  select
+    coalesce(array_agg(id order by priority desc, id) filter (where known and free), '{}'),
+    coalesce(array_agg(id) filter (where not known), '{}'),
+    coalesce(array_agg(id) filter (where known and not free), '{}'),
+    cardinality(p_queues) > 1 and count(*) < (select sum(share) from shares)
+  into taken, v_unknown, v_blocked, overtaken
+  from judged;
+
+  set_aside := cardinality(v_unknown) + cardinality(v_blocked);
+  if set_aside > 0 then
+    -- What cannot run leaves the claim's index, so that it hides nobody behind it.
+    update public.procrastinate_jobs
+    set pj_waits_for = case when id = any (v_unknown) then 'task' else 'lock' end
+    where id = any (v_unknown || v_blocked);
+  end if;
+  return next;
+end
+$$;
+comment on function procjobs.take_jobs(text[], text[], integer, boolean) is
+  'One pass of the claim: locks the next jobs, and sorts them into those that may run (taken) and those set aside '
+  'because no task of that name is known or their lock is held. overtaken: other claims hold some of the jobs in front.';
+
+create or replace function procjobs.claim_jobs(p_worker bigint, p_queues text[], p_max_jobs integer)
+returns table (
+  id bigint,
+  lease integer,
+  task_name text,
+  args text,
+  lock text,
+  attempts integer,
+  queue_name text,
+  priority integer,
+  queueing_lock text,
+  scheduled_at timestamptz,
+  max_attempts integer
+)
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+set enable_bitmapscan = off
+as $$
+declare
+  c_widest constant integer := 10000;
+  v_now timestamptz := procjobs.clock();
+  v_tasks text[];
+  v_queues text[];
+  v_ids bigint[];
+  v_pass record;
+  v_missing integer := p_max_jobs;
+  v_width integer := p_max_jobs;
+  v_with_locks boolean := true;
+begin
+  select w.tasks into v_tasks
+  from procjobs.worker_state w
+  where w.id = p_worker
+    and w.dead_at is null
+    and w.stopped_at is null;
+  if not found then
+    raise exception 'worker % is not registered any more', p_worker
+      using errcode = 'PJ011',
+            detail = 'its heartbeat was missing for a whole lease, or it was stopped; its jobs were given to others',
+            hint = 'register again with procjobs.register_worker; procjobs worker does so by itself';
+  end if;
+
+  if exists (select from public.procrastinate_jobs j where j.status = 'todo' and j.pj_waits_for = 'task') then
+    perform procjobs.unpark_jobs(v_tasks, p_queues, p_max_jobs);
+  end if;
+
+  -- Few passes: more than one only where jobs had to be set aside, where other claims hold those in front, or another
+  -- worker won a race for a lock. Each looks further, so that nothing in front hides what is behind.
+  for v_round in 1 .. 20 loop
+    v_queues := array(
+      select q
+      from unnest(coalesce(p_queues, procjobs.ready_queues())) q
+      where q <> all (procjobs.paused_queues())
+    );
+    exit when cardinality(v_queues) = 0;
+
+    begin
+      select t.taken, t.set_aside, t.overtaken into v_pass
+      from procjobs.take_jobs(v_tasks, v_queues, v_width, v_with_locks) t;
+
+      -- Limits on rate and concurrency have their place here: between what may run and what is started.
+      v_ids := v_pass.taken[1:v_missing];
+
+      return query
+      with started as (
+        update public.procrastinate_jobs j
+        set status = 'doing',
+            worker_id = p_worker,
+            pj_lease = j.pj_lease + 1,
+            pj_started_at = v_now
+        where j.id = any (v_ids)
+        returning j.*
+      )
+      select
+        s.id, s.pj_lease, s.task_name::text, s.args::text, s.lock, s.attempts, s.queue_name::text,
+        s.priority, s.queueing_lock, s.scheduled_at, s.pj_max_attempts
+      from started s
+      order by s.priority desc, s.id;
+
+      v_missing := v_missing - cardinality(v_ids);
+      exit when v_missing <= 0 or v_pass.set_aside = 0 and not (v_pass.overtaken and v_width < c_widest);
+      v_width := least(c_widest, greatest(2 * v_width, v_missing, case when v_pass.set_aside > 0 then 200 end));
+    exception
+      when unique_violation then
+        -- Somebody else took this lock between our look and our update. Look again; at last without locks.
+        v_with_locks := v_round < 3;
+    end;
+  end loop;
+end
+$$;
+comment on function procjobs.claim_jobs(bigint, text[], integer) is
+  'Claims up to p_max_jobs jobs for a registered worker, from these queues (null: all), by priority and id. '
+  'Paused queues, jobs not due, held locks and unknown tasks are passed over. Ends with PJ011 when the worker was declared dead. '
+  'Definer: the worker role has no rights on tables.';

@@ -1,0 +1,79 @@
+-- Procrastinate's periodic tasks: each slot once, and never an older slot after a newer one.
+-- Owns:        procrastinate_periodic_defers.
+-- Lock order:  an advisory lock on (task, periodic id), procrastinate_periodic_defers, then the new job.
+
+create or replace function procjobs.defer_periodic(
+  p_task text,
+  p_periodic_id text,
+  p_timestamp bigint,
+  p_queue text,
+  p_priority integer,
+  p_lock text,
+  p_queueing_lock text,
+  p_args text
+)
+returns bigint
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_last bigint;
+  v_job bigint;
+begin
+  perform pg_advisory_xact_lock(hashtext('procjobs.periodic'), hashtext(p_task || ':' || p_periodic_id));
+  select max(d.defer_timestamp) into v_last
+  from public.procrastinate_periodic_defers d
+  where d.task_name = p_task
+    and d.periodic_id = p_periodic_id;
+  -- Upstream forgets older slots and so defers them again for a worker that was asleep.
+  if v_last >= p_timestamp then
+    return null;
+  end if;
+
+  select e into v_job
+  from procjobs.enqueue_jobs(
+    array[p_task], array[p_queue], array[p_priority], array[p_lock], array[p_queueing_lock],
+    array[p_args], array[null::timestamptz]
+  ) e;
+  delete from public.procrastinate_periodic_defers
+  where task_name = p_task
+    and periodic_id = p_periodic_id;
+  insert into public.procrastinate_periodic_defers (task_name, periodic_id, defer_timestamp, job_id)
+  values (p_task, p_periodic_id, p_timestamp, v_job);
+  return v_job;
+end
+$$;
+comment on function procjobs.defer_periodic(text, text, bigint, text, integer, text, text, text) is
+  'Defers the job of one slot (epoch seconds) of a periodic task; null when this slot or a later one was deferred already. '
+  'Definer: the worker role has no rights on tables.';
+
+create or replace function procjobs.last_periodic(p_task text, p_periodic_id text)
+returns bigint
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select max(d.defer_timestamp)
+  from public.procrastinate_periodic_defers d
+  where d.task_name = p_task
+    and d.periodic_id = p_periodic_id
+$$;
+comment on function procjobs.last_periodic(text, text) is
+  'The last slot (epoch seconds) of a periodic task that was deferred, by any worker. Definer: the worker role has no rights on tables.';
+
+create or replace function procjobs.job_status(p_job_id bigint)
+returns setof public.procrastinate_job_status
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  (select j.status from public.procrastinate_jobs j where j.id = p_job_id)
+  union all
+  (select h.status from procjobs.job_history h where h.id = p_job_id)
+  limit 1
+$$;
+comment on function procjobs.job_status(bigint) is
+  'Upstream''s status of a job, wherever it is now; no row for an unknown id. Definer: the producer role has no rights on tables.';

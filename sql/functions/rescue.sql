@@ -1,0 +1,145 @@
+-- Rescue: jobs whose worker died wait again.
+-- Owns:        worker_state.suspected_at and dead_at; the step doing -> todo or failed of jobs nobody runs any more.
+-- Lock order:  worker_state by id, then procrastinate_jobs by id, skipping locked rows.
+-- Two observations, never one: after an outage of the database every heartbeat looks old at first sight.
+
+create or replace function procjobs.mark_dead_workers()
+returns integer
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now timestamptz := procjobs.clock();
+  v_count integer;
+begin
+  with silent as (
+    select w.id
+    from procjobs.worker_state w
+    where w.dead_at is null
+      and w.stopped_at is null
+      and w.last_heartbeat < v_now - w.lease
+    order by w.id
+    for update skip locked
+  )
+  update procjobs.worker_state w
+  set suspected_at = coalesce(w.suspected_at, v_now),
+      dead_at = case when w.suspected_at < v_now - w.heartbeat_every then v_now end
+  from silent
+  where w.id = silent.id;
+
+  delete from public.procrastinate_workers p
+  using procjobs.worker_state w
+  where w.id = p.id
+    and w.dead_at is not null;
+  get diagnostics v_count = row_count;
+  return v_count;
+end
+$$;
+comment on function procjobs.mark_dead_workers() is
+  'A worker without a heartbeat for its lease is suspected; still silent one heartbeat interval later, it is dead. Returns how many died.';
+
+create or replace function procjobs.rescue_job(p_id bigint)
+returns text
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_job public.procrastinate_jobs;
+  v_worker procjobs.worker_state;
+  v_result text;
+begin
+  select j.* into v_job
+  from public.procrastinate_jobs j
+  where j.id = p_id
+    and j.status = 'doing'
+  for update skip locked;
+  if not found then
+    return null;
+  end if;
+
+  select w.* into v_worker
+  from procjobs.worker_state w
+  where w.id = v_job.worker_id;
+
+  if v_worker.stopped_at is not null and v_worker.dead_at is null then
+    v_result := procjobs.settle_job(v_job, '{"outcome": "released", "started": "true"}');
+  else
+    v_result := procjobs.settle_crash(
+      v_job,
+      jsonb_build_object(
+        'error_class', 'WorkerDied',
+        'error_message', format(
+          'worker %s (%s) stopped sending heartbeats while it ran this job',
+          coalesce(v_worker.name, 'unknown'), coalesce(v_job.worker_id::text, 'no id')
+        )
+      ),
+      coalesce(v_worker.heartbeat_every, interval '10 seconds')
+    );
+  end if;
+
+  insert into procjobs.job_events (job_id, at, type, detail)
+  values (
+    p_id, procjobs.clock(), 'rescued',
+    jsonb_build_object('worker', v_worker.name, 'worker_id', v_job.worker_id, 'result', v_result)
+  );
+  if v_job.lock is not null then
+    perform procjobs.promote_locks(array[v_job.lock]);
+  end if;
+  return v_result;
+end
+$$;
+comment on function procjobs.rescue_job(bigint) is
+  'Takes a job from a worker that died (a crash is counted) or left (none is).';
+
+create or replace function procjobs.rescue_jobs(p_max_jobs integer default 1000)
+returns integer
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+  v_id bigint;
+  v_count integer := 0;
+begin
+  perform procjobs.mark_dead_workers();
+
+  for v_id in
+    select j.id
+    from public.procrastinate_jobs j
+    where j.status = 'doing'
+      and not exists (
+        select
+        from procjobs.worker_state w
+        where w.id = j.worker_id
+          and w.dead_at is null
+          and w.stopped_at is null
+      )
+      and not exists (
+        -- A worker of upstream's has no state of ours, only its heartbeat.
+        select
+        from public.procrastinate_workers p
+        where p.id = j.worker_id
+          and p.last_heartbeat > procjobs.clock() - interval '60 seconds'
+          and not exists (select from procjobs.worker_state w where w.id = p.id)
+      )
+    order by j.id
+    limit p_max_jobs
+  loop
+    begin
+      if procjobs.rescue_job(v_id) is not null then
+        v_count := v_count + 1;
+      end if;
+    exception
+      when others then
+        -- One job that cannot be rescued must not keep the others: it is left for the next pass, and seen.
+        raise warning 'job % could not be rescued: %', v_id, sqlerrm;
+    end;
+  end loop;
+  return v_count;
+end
+$$;
+comment on function procjobs.rescue_jobs(integer) is
+  'Declares silent workers dead and makes their jobs wait again; a third crash makes a dead letter. Any worker and pg_cron may call it. '
+  'Returns how many jobs were rescued. Definer: the worker role has no rights on tables.';

@@ -1,0 +1,123 @@
+-- Upkeep: what must happen again and again, whoever does it.
+-- Owns:        upkeep_state, the daily partitions of job_history.
+-- Lock order:  an advisory lock (one caller at a time, the others return at once), then as the called functions say.
+
+create or replace function procjobs.chore_is_due(p_chore text, p_every interval)
+returns boolean
+language sql
+set search_path = pg_catalog, pg_temp
+as $$
+  with taken as (
+    insert into procjobs.upkeep_state as s (chore, ran_at)
+    values (p_chore, procjobs.clock())
+    on conflict (chore) do update
+      set ran_at = excluded.ran_at
+      where s.ran_at <= excluded.ran_at - p_every
+         or s.ran_at > excluded.ran_at
+    returning chore
+  )
+  select exists (select from taken)
+$$;
+comment on function procjobs.chore_is_due(text, interval) is
+  'True, and noted as run now, when a chore last ran at least this long ago (or in the future, after a clock was set back).';
+
+create or replace function procjobs.ensure_history_partition(p_day date)
+returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '2s'
+as $$
+declare
+  v_name text := 'job_history_' || to_char(p_day, 'YYYYMMDD');
+  v_from timestamptz := p_day::timestamp at time zone 'UTC';
+  v_to timestamptz := (p_day + 1)::timestamp at time zone 'UTC';
+begin
+  if to_regclass('procjobs.' || v_name) is not null then
+    return false;
+  end if;
+
+  -- Rows of that day that came before their partition move over before it is attached.
+  execute format('create table procjobs.%I (like procjobs.job_history including defaults)', v_name);
+  lock table procjobs.job_history_default in access exclusive mode;
+  execute format(
+    'with moved as (
+       delete from procjobs.job_history_default
+       where finished_at >= $1 and finished_at < $2
+       returning *
+     )
+     insert into procjobs.%I select * from moved', v_name
+  ) using v_from, v_to;
+  execute format(
+    'alter table procjobs.job_history attach partition procjobs.%I for values from (%L) to (%L)', v_name, v_from, v_to
+  );
+  execute format('comment on table procjobs.%I is %L', v_name, 'Jobs that ended on ' || p_day || ' (UTC).');
+  return true;
+end
+$$;
+comment on function procjobs.ensure_history_partition(date) is
+  'Creates the history partition of one day (UTC), if it is missing, and moves into it what the default partition caught.';
+
+create or replace function procjobs.ensure_history_partitions(p_days_ahead integer default 7)
+returns integer
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_today date := (procjobs.clock() at time zone 'UTC')::date;
+  v_count integer := 0;
+begin
+  for v_ahead in 0 .. p_days_ahead loop
+    begin
+      v_count := v_count + procjobs.ensure_history_partition(v_today + v_ahead)::integer;
+    exception
+      when lock_not_available or duplicate_table then
+        -- Somebody reads or writes the default partition, or creates the same one: the next pass is soon.
+        raise notice 'history partition of % not created yet: %', v_today + v_ahead, sqlerrm;
+    end;
+  end loop;
+  return v_count;
+end
+$$;
+comment on function procjobs.ensure_history_partitions(integer) is
+  'Creates the history partitions of today and the coming days. Returns how many were new. '
+  'Definer: only the owner creates tables.';
+
+create or replace function procjobs.upkeep()
+returns double precision
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+as $$
+begin
+  -- One caller at a time in the whole fleet; whoever finds it taken has nothing to do.
+  if pg_try_advisory_xact_lock(hashtext('procjobs.upkeep')) then
+    perform procjobs.promote_due();
+    perform procjobs.rescue_jobs();
+    if procjobs.chore_is_due('sweep', interval '2 seconds') then
+      perform procjobs.sweep_locks();
+    end if;
+    if procjobs.chore_is_due('partitions', interval '1 hour') then
+      perform procjobs.ensure_history_partitions();
+    end if;
+    if procjobs.chore_is_due('forget_workers', interval '1 hour') then
+      delete from procjobs.worker_state
+      where coalesce(dead_at, stopped_at) < procjobs.clock() - interval '7 days';
+    end if;
+  end if;
+
+  return (
+    select extract(epoch from j.scheduled_at - procjobs.clock())
+    from public.procrastinate_jobs j
+    where j.status = 'todo'
+      and j.pj_waits_for = 'time'
+    order by j.scheduled_at
+    limit 1
+  );
+end
+$$;
+comment on function procjobs.upkeep() is
+  'One round of upkeep: due jobs, dead workers, stranded locks, history partitions. Every worker calls it about once a second; pg_cron may. '
+  'Returns the seconds until the next scheduled job is due (null: none). Definer: the worker role has no rights on tables.';

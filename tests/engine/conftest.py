@@ -1,0 +1,62 @@
+"""An app on the test's database, and workers that beat fast so that leases end within a second or two."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+
+import procjobs
+
+FAST = {
+    "concurrency": 10,
+    "install_signal_handlers": False,
+    "update_heartbeat_interval": 0.2,
+    "stalled_worker_timeout": 1.0,
+    "fetch_job_polling_interval": 2.0,
+    "abort_job_polling_interval": 1.0,
+    "shutdown_graceful_timeout": 5.0,
+    "kill_timeout": 2.0,
+}
+
+
+@pytest.fixture
+async def app(dsn: str) -> AsyncIterator[procjobs.App]:
+    """An open app without tasks."""
+    application = procjobs.App(dsn)
+    async with application.open_async():
+        yield application
+
+
+Working = Callable[..., AbstractAsyncContextManager["asyncio.Task[None]"]]
+
+
+@pytest.fixture
+def working(app: procjobs.App) -> Working:
+    """`async with working(concurrency=2) as worker:` runs a worker of `app`, a task of this loop, and stops it after."""
+
+    @asynccontextmanager
+    async def run(**options: Any) -> AsyncIterator[asyncio.Task[None]]:
+        worker = asyncio.create_task(app.run_worker_async(**{**FAST, **options}))
+        try:
+            yield worker
+        finally:
+            if not worker.done():
+                worker.cancel()
+                with suppress(asyncio.CancelledError):
+                    await worker
+
+    return run
+
+
+@pytest.fixture
+def drain(app: procjobs.App) -> Callable[..., Any]:
+    """`await drain()` runs a worker until nothing is left to do."""
+
+    async def run(**options: Any) -> None:
+        await asyncio.wait_for(app.run_worker_async(**{**FAST, "wait": False, **options}), 30)
+
+    return run
