@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 import procrastinate
-from procrastinate import blueprints, builtin_tasks, schema
+from procrastinate import blueprints, builtin_tasks, jobs, schema
 from procrastinate.connector import BaseAsyncConnector, BaseConnector
 from procrastinate.tasks import Task
 from psycopg.conninfo import make_conninfo
 
 from procjobs.db import Database, Target
-from procjobs.engine.enqueue import Enqueuer, hide_arguments
+from procjobs.engine.enqueue import Enqueuer, adopt, quietly
 from procjobs.engine.worker import Worker
 
 if TYPE_CHECKING:
@@ -50,6 +50,16 @@ class Blueprint(blueprints.Blueprint):
             return declared
 
         return decorate
+
+    def _register_task(self, task: Task[Any, Any, Any]) -> None:
+        super()._register_task(task)
+        adopt(task)
+
+    def add_tasks_from(self, blueprint: blueprints.Blueprint, *, namespace: str) -> None:
+        """Procrastinate's: copies the tasks of a blueprint, with `namespace:` before their names."""
+        super().add_tasks_from(blueprint, namespace=namespace)
+        for task in blueprint.tasks.values():
+            adopt(task)
 
 
 class App(Blueprint, procrastinate.App):
@@ -97,7 +107,6 @@ class App(Blueprint, procrastinate.App):
         self._database: Database | None = None
         self._resources: dict[str, Any] = {}
         self._building = asyncio.Lock()
-        hide_arguments()
 
     @property
     def settings(self) -> Settings:
@@ -123,6 +132,10 @@ class App(Blueprint, procrastinate.App):
         app.job_manager = Enqueuer(connector, self.tasks)
         app.periodic_registry = self.periodic_registry
         return app
+
+    def configure_task(self, name: str, *, allow_unknown: bool = True, **kwargs: Any) -> jobs.JobDeferrer:
+        """Procrastinate's: a deferrer for a task by its name, known here or only to the workers."""
+        return quietly(super().configure_task(name, allow_unknown=allow_unknown, **kwargs))
 
     def _register_builtin_tasks(self) -> None:
         # Of our own making: upstream's blueprint gets another "builtin:" before its names with every app.

@@ -30,6 +30,18 @@ comment on column public.procrastinate_jobs.pj_unique_key is 'At most one waitin
 comment on column public.procrastinate_jobs.pj_tags is 'Words to find the job by.';
 comment on column public.procrastinate_jobs.pj_cancel is 'Who asked to cancel the job, when and why: {"by", "at", "reason"}.';
 
+-- Set-based triggers of ours (sql/triggers.sql) take the place of upstream's per-row ones.
+drop trigger procrastinate_jobs_notify_queue_job_inserted_v1 on public.procrastinate_jobs;
+drop trigger procrastinate_trigger_status_events_insert_v1 on public.procrastinate_jobs;
+drop trigger procrastinate_trigger_status_events_update_v1 on public.procrastinate_jobs;
+drop trigger procrastinate_trigger_scheduled_events_v1 on public.procrastinate_jobs;
+drop trigger procrastinate_trigger_delete_jobs_v1 on public.procrastinate_jobs;
+drop trigger procrastinate_jobs_notify_queue_job_aborted_v1 on public.procrastinate_jobs;
+drop trigger procrastinate_trigger_abort_requested_events_v1 on public.procrastinate_jobs;
+alter table public.procrastinate_events drop constraint procrastinate_events_job_id_fkey;
+alter table public.procrastinate_periodic_defers drop constraint procrastinate_periodic_defers_job_id_fkey;
+alter table public.procrastinate_jobs drop constraint procrastinate_jobs_worker_id_fkey;
+
 -- When adopted jobs were enqueued is in upstream's events; new rows get it by default.
 update public.procrastinate_jobs j
 set pj_created_at = e.at
@@ -48,18 +60,6 @@ where status = 'todo'
 
 alter table public.procrastinate_jobs
   alter column pj_created_at set default statement_timestamp();
-
--- Set-based triggers of ours (sql/triggers.sql) take the place of upstream's per-row ones.
-drop trigger procrastinate_jobs_notify_queue_job_inserted_v1 on public.procrastinate_jobs;
-drop trigger procrastinate_trigger_status_events_insert_v1 on public.procrastinate_jobs;
-drop trigger procrastinate_trigger_status_events_update_v1 on public.procrastinate_jobs;
-drop trigger procrastinate_trigger_scheduled_events_v1 on public.procrastinate_jobs;
-drop trigger procrastinate_trigger_delete_jobs_v1 on public.procrastinate_jobs;
-drop trigger procrastinate_jobs_notify_queue_job_aborted_v1 on public.procrastinate_jobs;
-drop trigger procrastinate_trigger_abort_requested_events_v1 on public.procrastinate_jobs;
-alter table public.procrastinate_events drop constraint procrastinate_events_job_id_fkey;
-alter table public.procrastinate_periodic_defers drop constraint procrastinate_periodic_defers_job_id_fkey;
-alter table public.procrastinate_jobs drop constraint procrastinate_jobs_worker_id_fkey;
 
 -- What is not claimable is not in the claim's index.
 drop index public.procrastinate_jobs_priority_idx_v1;

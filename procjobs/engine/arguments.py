@@ -9,6 +9,7 @@ import inspect
 import json
 import typing
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from procrastinate.tasks import Task
@@ -153,8 +154,16 @@ def _compile(task: Task[Any, Any, Any]) -> tuple[dict[str, Any] | None, Any]:
 def _hints(func: Any) -> dict[str, Any]:
     try:
         return typing.get_type_hints(func, include_extras=True)
-    except Exception:  # names that exist only for type checkers: such a parameter takes anything
-        return {}
+    except Exception:  # a name that exists only for type checkers: that parameter takes anything, the others not
+        return {name: _hint(func, annotation) for name, annotation in getattr(func, "__annotations__", {}).items()}
+
+
+def _hint(func: Any, annotation: Any) -> Any:
+    alone = SimpleNamespace(__annotations__={"it": annotation})
+    try:
+        return typing.get_type_hints(alone, getattr(func, "__globals__", {}), include_extras=True)["it"]
+    except Exception:
+        return Any
 
 
 def _usable(annotation: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from procrastinate import exceptions, jobs
 from procrastinate.connector import BaseConnector
@@ -15,7 +15,13 @@ from procrastinate.testing import InMemoryConnector
 from procjobs.db import call_query
 from procjobs.engine.arguments import Signature, encode
 
-__all__ = ["Enqueuer", "hide_arguments"]
+__all__ = ["DeferredTask", "Deferrer", "Enqueuer", "adopt", "quietly"]
+
+logger = logging.getLogger("procjobs.enqueue")
+
+P = ParamSpec("P")
+Args = ParamSpec("Args")
+R = TypeVar("R")
 
 _ENQUEUE = "select enqueue_jobs as id from procjobs.enqueue_jobs(%(tasks)s::text[], %(queues)s::text[], " \
     "%(priorities)s::int[], %(locks)s::text[], %(queueing_locks)s::text[], %(args)s::text[], " \
@@ -142,16 +148,33 @@ class Enqueuer(JobManager):
         return None
 
 
-def hide_arguments() -> None:
-    """Keep job arguments out of the extras of Procrastinate's own log records (its deferrer puts them there at INFO)."""
-    logger = logging.getLogger("procrastinate.jobs")
-    if _without_arguments not in logger.filters:
-        logger.addFilter(_without_arguments)
+class Deferrer(jobs.JobDeferrer):
+    """Procrastinate's JobDeferrer without the arguments in its log records, and without the cost of preparing them."""
+
+    def _log_before_defer_jobs(self, jobs: list[jobs.Job]) -> None:
+        """Nothing has happened yet."""
+
+    def _log_after_defer_jobs(self, jobs: list[jobs.Job]) -> None:
+        if logger.isEnabledFor(logging.INFO):
+            logger.info(
+                "deferred %d %s of %s", len(jobs), "job" if len(jobs) == 1 else "jobs", self.job.task_name,
+                extra={"action": "jobs_deferred", "task": self.job.task_name, "job_ids": [job.id for job in jobs[:100]]},
+            )
 
 
-def _without_arguments(record: logging.LogRecord) -> bool:
-    for job in getattr(record, "jobs", None) or ():
-        if isinstance(job, dict):
-            job.pop("task_kwargs", None)
-            job["call_string"] = f"{job.get('task_name')}[{job.get('id')}]"
-    return True
+class DeferredTask(Task[P, R, Args], Generic[P, R, Args]):
+    """A task whose jobs are deferred by `Deferrer`."""
+
+    def configure(self, **options: Any) -> jobs.JobDeferrer:
+        return quietly(super().configure(**options))
+
+
+def quietly(deferrer: jobs.JobDeferrer) -> Deferrer:
+    """The same deferrer as one of ours."""
+    return Deferrer(job_manager=deferrer.job_manager, job=deferrer.job, connection=deferrer.connection)
+
+
+def adopt(task: Task[Any, Any, Any]) -> None:
+    """Make a task that Procrastinate's decorator built one of ours, in place: references to it are already out."""
+    if type(task) is Task:
+        task.__class__ = DeferredTask

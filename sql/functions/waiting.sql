@@ -295,9 +295,11 @@ begin
 
   -- Seldom more than one slice. The row may be locked by somebody's open transaction: then this slice is done again.
   if v_after is not null or cardinality(v_locks) > p_max_locks then
-    insert into procjobs.upkeep_state (chore, ran_at)
-    values ('sweep_locks', procjobs.clock())
-    on conflict (chore) do nothing;
+    if not exists (select from procjobs.upkeep_state s where s.chore = 'sweep_locks') then
+      insert into procjobs.upkeep_state (chore, ran_at)
+      values ('sweep_locks', procjobs.clock())
+      on conflict (chore) do nothing;
+    end if;
 
     update procjobs.upkeep_state
     set ran_at = procjobs.clock(),
