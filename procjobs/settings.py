@@ -1,0 +1,288 @@
+"""Settings: one frozen object, from defaults < procjobs.toml < environment < flags.
+
+A field `smtp_host` is `PROCJOBS_SMTP_HOST` in the environment and `smtp_host = "..."`, or `host` in the table `[smtp]`,
+in procjobs.toml. `DATABASE_URL` means `dsn`. A flag of None is one that was not given. An empty environment variable is
+one that is not set.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from procjobs.errors import SettingsError
+
+__all__ = ["Settings"]
+
+FILE = "procjobs.toml"
+_MASK = "********"
+
+Reader = Callable[[Any], Any]
+
+
+def _setting(default: Any, read: Reader, about: str, *, secret: bool = False) -> Any:
+    """A field: how a value from outside is read, and one line that says what it is for."""
+    return field(default=default, repr=not secret, metadata={"read": read, "about": about, "secret": secret})
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("write a text")
+    if any(ord(character) < 32 for character in value):
+        raise ValueError("leave out line breaks and control characters")
+    return value
+
+
+def _path(value: Any) -> Path:
+    return value if isinstance(value, Path) else Path(_text(value)).expanduser()
+
+
+def _whole(low: int, high: int) -> Reader:
+    def read(value: Any) -> int:
+        mend = f"write a whole number from {low} to {high}"
+        try:
+            number = int(str(value))
+        except ValueError:
+            raise ValueError(mend) from None
+        if isinstance(value, bool) or not low <= number <= high:
+            raise ValueError(mend)
+        return number
+
+    return read
+
+
+_UNITS = {"": 1.0, "s": 1.0, "ms": 0.001, "min": 60.0, "m": 60.0, "h": 3600.0}
+
+
+def _seconds(low: float, high: float) -> Reader:
+    def read(value: Any) -> float:
+        mend = f"write seconds from {low:g} to {high:g}, or with a unit: 500ms, 10s, 5min, 1h"
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|min|m|h)?\s*", str(value))
+        if found is None or isinstance(value, bool):
+            raise ValueError(mend)
+        seconds = float(found.group(1)) * _UNITS[found.group(2) or ""]
+        if not low <= seconds <= high:
+            raise ValueError(mend)
+        return seconds
+
+    return read
+
+
+def _one_of(*choices: str) -> Reader:
+    def read(value: Any) -> str:
+        found = str(value).strip().lower()
+        if found not in choices:
+            raise ValueError(f"write one of {', '.join(choices)}")
+        return found
+
+    return read
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """`a,b` or ["a", "b"]; nothing at all is every queue."""
+    listed = value.split(",") if isinstance(value, str) else list(value)
+    names = tuple(_text(name).strip() for name in listed)
+    if not names or not all(names) or any(len(name) > 128 for name in names):
+        raise ValueError("write names of at most 128 characters, with commas between them")
+    return names
+
+
+def _dotted(value: Any) -> str:
+    found = _text(value)
+    if not re.fullmatch(r"\w+(\.\w+)*[.:]\w+", found):
+        raise ValueError("write the path of your App, e.g. myapp.tasks.app")
+    return found.replace(":", ".")
+
+
+def _url(value: Any) -> str:
+    found = _text(value).rstrip("/")
+    parts = urlsplit(found)
+    if parts.scheme not in {"http", "https"} or not parts.netloc:
+        raise ValueError("write a URL, e.g. https://jobs.example.com")
+    return found
+
+
+def _address(value: Any) -> str:
+    found = _text(value)
+    if not re.fullmatch(r"[^<>@]*<[^<>@\s]+@[^<>@\s]+>|[^<>@\s]+@[^<>@\s]+", found):
+        raise ValueError("write an address, e.g. team@example.com or Team <team@example.com>")
+    return found
+
+
+def _color(value: Any) -> str:
+    found = _text(value)
+    if not re.fullmatch(r"#[0-9a-fA-F]{6}", found):
+        raise ValueError("write a colour as #rrggbb")
+    return found.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that can be configured. Times are in seconds. None means unset."""
+
+    dsn: str | None = _setting(None, _text, "PostgreSQL to use: a URL or key=value pairs", secret=True)
+    listen_dsn: str | None = _setting(
+        None, _text, "Direct connection for LISTEN where dsn goes through a pooler", secret=True
+    )
+    data: Path = _setting(Path(".procjobs"), _path, "Folder of `procjobs up`")
+    host: str = _setting("127.0.0.1", _text, "Address the web pages listen on")
+    port: int = _setting(8080, _whole(0, 65535), "Port of the web pages; 0 is any free one")
+    base_url: str | None = _setting(None, _url, "How users reach the web pages; used in links")
+    app: str | None = _setting(None, _dotted, "Path of your procjobs.App, e.g. myapp.tasks.app")
+    host_sql: Path | None = _setting(None, _path, "Your bindings of procjobs to your tables")
+
+    concurrency: int = _setting(10, _whole(1, 10_000), "Jobs a worker runs at a time")
+    queues: tuple[str, ...] | None = _setting(None, _names, "Queues a worker claims from; unset is all")
+    heartbeat_interval: float = _setting(10.0, _seconds(0.05, 3600), "Time between a worker's heartbeats")
+    lease: float = _setting(30.0, _seconds(0.1, 86400), "A worker silent for this long is dead")
+    poll_interval: float = _setting(5.0, _seconds(0.05, 3600), "A worker looks for jobs this often without being told")
+    shutdown_timeout: float = _setting(30.0, _seconds(0, 86400), "Time that running jobs get to end at a stop")
+    kill_timeout: float = _setting(10.0, _seconds(0, 3600), "Time that cancelled jobs get after that")
+    finished_jobs: Literal["archive", "keep", "delete"] = _setting(
+        "archive", _one_of("archive", "keep", "delete"), "Where finished jobs go"
+    )
+
+    smtp_host: str | None = _setting(None, _text, "Mail server")
+    smtp_port: int = _setting(25, _whole(1, 65535), "Port of the mail server")
+    smtp_user: str | None = _setting(None, _text, "User at the mail server")
+    smtp_password: str | None = _setting(None, _text, "Password at the mail server", secret=True)
+    smtp_tls: Literal["none", "starttls", "tls"] = _setting(
+        "none", _one_of("none", "starttls", "tls"), "Encryption to the mail server"
+    )
+    smtp_timeout: float = _setting(20.0, _seconds(0.1, 600), "Time the mail server gets for each answer")
+    mail_from: str = _setting("procjobs <procjobs@localhost>", _address, "Sender of mails")
+    mail_reply_to: str | None = _setting(None, _address, "Where answers to mails go")
+
+    brand_name: str = _setting("procjobs", _text, "Name in mails and on pages")
+    brand_logo_url: str | None = _setting(None, _url, "Logo in mails")
+    brand_color: str = _setting("#2f5fd0", _color, "Colour of buttons and links")
+
+    log_level: Literal["debug", "info", "warning", "error"] = _setting(
+        "info", _one_of("debug", "info", "warning", "error"), "Least level that is written"
+    )
+    log_format: Literal["text", "json"] = _setting("text", _one_of("text", "json"), "Form of the log")
+
+    user_token: str | None = _setting(None, _text, "Token of an ordinary user of the web pages", secret=True)
+    admin_token: str | None = _setting(None, _text, "Token of an administrator of the web pages", secret=True)
+
+    @property
+    def url(self) -> str:
+        """Where the web pages are, for links."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return self.base_url or f"http://{host}:{self.port}"
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The tokens that are set."""
+        return tuple(token for token in (self.user_token, self.admin_token) if token)
+
+    def shown(self) -> dict[str, Any]:
+        """Every setting by name, for people and logs: secrets that are set are masked."""
+        return {
+            item.name: _MASK if item.metadata["secret"] and getattr(self, item.name) else getattr(self, item.name)
+            for item in fields(self)
+        }
+
+    def but(self, **changes: Any) -> Settings:
+        """The same settings with some of them changed, checked as ever."""
+        return _checked(replace(self), {name: (value, "a change") for name, value in changes.items()})
+
+    @classmethod
+    def load(cls, *, config: Path | None = None, environ: Mapping[str, str] | None = None, **flags: Any) -> Settings:
+        """The settings that hold here.
+
+        config:  a procjobs.toml; default: PROCJOBS_CONFIG, else the one in the present folder, if there is one.
+        environ: default: os.environ.
+        flags:   by field name; None means not given.
+
+        Raises SettingsError that lists every problem: the field, its value, the mend.
+        """
+        found = os.environ if environ is None else environ
+        given: dict[str, tuple[Any, str]] = {}
+        given.update(_of_file(config, found))
+        given.update(_of_environment(found))
+        given.update(
+            {name: (value, f"--{name.replace('_', '-')}") for name, value in flags.items() if value is not None}
+        )
+        return _checked(cls(), given)
+
+
+def _by_name() -> dict[str, Field[Any]]:
+    return {item.name: item for item in fields(Settings)}
+
+
+def _of_file(config: Path | None, environ: Mapping[str, str]) -> Iterator[tuple[str, tuple[Any, str]]]:
+    named = config or (Path(environ["PROCJOBS_CONFIG"]) if environ.get("PROCJOBS_CONFIG") else None)
+    path = named or Path(FILE)
+    if named is None and not path.is_file():
+        return
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}", hint="procjobs init writes one") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not TOML: {error}", hint="procjobs init writes an example") from error
+    for name, value in _flat(content):
+        if name in {"data", "host_sql"} and isinstance(value, str):
+            value = path.parent / Path(value).expanduser()  # where the file lies, wherever one stands
+        yield name, (value, str(path))
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in table.items():
+        key = f"{prefix}{name}".replace("-", "_")
+        if isinstance(value, dict):
+            yield from _flat(value, f"{key}_")
+        else:
+            yield key, value
+
+
+def _of_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, tuple[Any, str]]]:
+    if environ.get("DATABASE_URL"):
+        yield "dsn", (environ["DATABASE_URL"], "DATABASE_URL")
+    for name in _by_name():
+        variable = f"PROCJOBS_{name.upper()}"
+        if environ.get(variable):
+            yield name, (environ[variable], variable)
+
+
+def _checked(base: Settings, given: Mapping[str, tuple[Any, str]]) -> Settings:
+    known = _by_name()
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    for name, (value, source) in given.items():
+        item = known.get(name)
+        if item is None:
+            near = difflib.get_close_matches(name, known, 1)
+            problems.append(f"{name} ({source}) is not a setting" + (f"; did you mean {near[0]}?" if near else ""))
+            continue
+        try:
+            values[name] = None if value is None and item.default is None else item.metadata["read"](value)
+        except (ValueError, TypeError) as error:
+            shown = _MASK if item.metadata["secret"] else repr(value)
+            problems.append(f"{name} = {shown} ({source}): {error}")
+    result = replace(base, **values)
+    problems += _conflicts(result)
+    if problems:
+        raise SettingsError("; ".join(problems), hint="procjobs doctor shows every setting and where it comes from")
+    return result
+
+
+def _conflicts(settings: Settings) -> list[str]:
+    """What is wrong between fields."""
+    problems = []
+    if settings.lease < 2 * settings.heartbeat_interval:
+        problems.append(
+            f"lease = {settings.lease:g} is less than two heartbeat intervals of {settings.heartbeat_interval:g}:"
+            " raise lease or lower heartbeat_interval"
+        )
+    if settings.smtp_password and not settings.smtp_user:
+        problems.append("smtp_password is set without smtp_user: set both or neither")
+    return problems

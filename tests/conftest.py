@@ -1,0 +1,207 @@
+"""What every test stands on: one PostgreSQL a test process, one migrated template, a clone of it for each test.
+
+PROCJOBS_TEST_PG chooses the server: `embedded` (default), or a major version that Debian installed, e.g. `15`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import itertools
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+from psycopg import sql as compose
+
+from procjobs.db import Database
+from procjobs.embedded import EmbeddedPostgres
+from procjobs.migrate import migrate
+
+FAST = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "synchronous_commit": "off",
+    "autovacuum": "off",
+    "max_wal_size": "4GB",
+}
+_numbers = itertools.count(1)
+
+
+def _bindir() -> Path | None:
+    chosen = os.environ.get("PROCJOBS_TEST_PG", "embedded")
+    return None if chosen == "embedded" else Path(f"/usr/lib/postgresql/{chosen}/bin")
+
+
+@pytest.fixture(scope="session")
+def folder() -> Iterator[Path]:
+    """A short path for data folders, passable for the user that servers run as under root."""
+    path = Path(tempfile.mkdtemp(prefix="pj-", dir="/tmp"))
+    path.chmod(0o711)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def cluster(folder: Path) -> Iterator[EmbeddedPostgres]:
+    """The server of this test process. Tests that stop or kill a server use `server`."""
+    with EmbeddedPostgres(folder / "pg", bindir=_bindir(), server_settings=FAST) as running:
+        yield running
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[EmbeddedPostgres]:
+    """A server of the test's own, started: to be stopped, killed and started again."""
+    settings = {**FAST, "synchronous_commit": "on"}  # what was acknowledged is there after a kill -9 of the server
+    with EmbeddedPostgres(folder / f"own{next(_numbers)}", bindir=_bindir(), server_settings=settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def template(cluster: EmbeddedPostgres) -> str:
+    """The name of a migrated database that nobody connects to."""
+    migrate(cluster.create_database("migrated"))
+    return "migrated"
+
+
+class Databases:
+    """Databases of the shared server, dropped after the test."""
+
+    def __init__(self, cluster: EmbeddedPostgres) -> None:
+        self._cluster = cluster
+        self._made: list[str] = []
+
+    def make(self, template: str = "template0") -> str:
+        """A new database, a copy of `template`; returns its DSN."""
+        name = f"test{next(_numbers)}"
+        query = compose.SQL("create database {} template {}").format(
+            compose.Identifier(name), compose.Identifier(template)
+        )
+        with psycopg.connect(self._cluster.dsn(), autocommit=True) as connection:
+            if connection.info.server_version >= 150000:
+                query += compose.SQL(" strategy file_copy")
+            connection.execute(query)
+        self._made.append(name)
+        return self._cluster.dsn(name)
+
+    def drop(self) -> None:
+        with psycopg.connect(self._cluster.dsn(), autocommit=True) as connection:
+            for name in self._made:
+                connection.execute(
+                    compose.SQL("drop database if exists {} with (force)").format(compose.Identifier(name))
+                )
+
+
+@pytest.fixture
+def databases(cluster: EmbeddedPostgres) -> Iterator[Databases]:
+    """Makes further databases: `databases.make()` is empty, `databases.make(template)` is migrated."""
+    made = Databases(cluster)
+    yield made
+    made.drop()
+
+
+@pytest.fixture
+def dsn(databases: Databases, template: str) -> str:
+    """A migrated database of the test's own."""
+    return databases.make(template)
+
+
+@pytest.fixture
+def empty_dsn(databases: Databases) -> str:
+    """A database with nothing in it."""
+    return databases.make()
+
+
+@pytest.fixture
+async def db(dsn: str) -> AsyncIterator[Database]:
+    """An open procjobs.db.Database on `dsn`."""
+    async with Database(dsn) as database:
+        yield database
+
+
+class Sql:
+    """`sql("select ...", 1, 2)` gives the rows as tuples, `sql.one(...)` the first column of the only row."""
+
+    def __init__(self, dsn: str) -> None:
+        self.connection = psycopg.connect(dsn, autocommit=True)
+
+    def __call__(self, query: str, *params: Any) -> list[tuple[Any, ...]]:
+        cursor = self.connection.execute(query.encode(), params or None)
+        return cursor.fetchall() if cursor.description else []
+
+    def one(self, query: str, *params: Any) -> Any:
+        ((value, *_),) = self(query, *params)
+        return value
+
+
+@pytest.fixture
+def sql(dsn: str) -> Iterator[Sql]:
+    """Queries in `dsn` as its superuser, each its own transaction."""
+    queries = Sql(dsn)
+    yield queries
+    queries.connection.close()
+
+
+@pytest.fixture
+def explain(sql: Sql) -> Callable[..., dict[str, Any]]:
+    """`explain("select ...")` gives the plan as PostgreSQL's JSON object; with analyze=True it is run."""
+
+    def plan(query: str, *params: Any, analyze: bool = False) -> dict[str, Any]:
+        options = "format json, analyze, buffers" if analyze else "format json"
+        found = sql.one(f"explain ({options}) {query}", *params)
+        return dict(found[0]["Plan"])
+
+    return plan
+
+
+@pytest.fixture
+def eventually() -> Callable[..., Any]:
+    """`eventually(condition)` waits until the condition holds and returns what it gave; awaited in async tests.
+
+    The condition is a function without arguments, async or not. After `timeout` seconds the test fails with its last
+    value.
+    """
+
+    def wait(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return _wait(condition, timeout)
+        return _wait_async(condition, timeout)
+
+    return wait
+
+
+def _wait(condition: Callable[[], Any], timeout: float) -> Any:
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {timeout:g} s; last: {value!r}", pytrace=True)
+        time.sleep(0.01)
+    return value
+
+
+async def _wait_async(condition: Callable[[], Any], timeout: float) -> Any:
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if inspect.isawaitable(value):
+            value = await value
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {timeout:g} s; last: {value!r}", pytrace=True)
+        await asyncio.sleep(0.01)
+
+
+def with_user(dsn: str, user: str) -> str:
+    """The same DSN as another database user."""
+    parts = urlsplit(dsn)
+    return urlunsplit(parts._replace(netloc=f"{user}@"))

@@ -1,0 +1,184 @@
+"""Settings: one value from four places, checked once, told in words."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from procjobs.errors import SettingsError
+from procjobs.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No procjobs.toml of whoever runs the tests."""
+    monkeypatch.chdir(tmp_path)
+
+
+def load(environ: dict[str, str] | None = None, **flags: Any) -> Settings:
+    return Settings.load(environ=environ or {}, **flags)
+
+
+def toml(text: str, name: str = "procjobs.toml") -> Path:
+    path = Path(name).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+class TestPlaces:
+    def test_each_place_overrides_the_one_before(self) -> None:
+        assert load().port == 8080
+        toml("port = 1")
+        assert load().port == 1
+        assert load({"PROCJOBS_PORT": "2"}).port == 2
+        assert load({"PROCJOBS_PORT": "2"}, port=3).port == 3
+
+    def test_a_flag_of_none_was_not_given(self) -> None:
+        assert load({"PROCJOBS_PORT": "2"}, port=None).port == 2
+
+    def test_an_empty_variable_is_not_set(self) -> None:
+        assert load({"PROCJOBS_PORT": "", "DATABASE_URL": ""}) == Settings()
+
+    def test_the_database(self) -> None:
+        assert load().dsn is None
+        assert load({"DATABASE_URL": "postgresql:///a"}).dsn == "postgresql:///a"
+        assert load({"DATABASE_URL": "postgresql:///a", "PROCJOBS_DSN": "postgresql:///b"}).dsn == "postgresql:///b"
+
+    def test_tables_are_prefixes(self) -> None:
+        toml('[smtp]\nhost = "mail"\nport = 587\n[brand]\nname = "Acme"\n')
+        settings = load()
+        assert (settings.smtp_host, settings.smtp_port, settings.brand_name) == ("mail", 587, "Acme")
+
+    def test_paths_in_a_file_start_at_the_file(self, tmp_path: Path) -> None:
+        path = toml('data = "var"\nhost_sql = "host.sql"\n', "conf/procjobs.toml")
+        settings = load({"PROCJOBS_CONFIG": str(path)})
+        assert settings.data == tmp_path / "conf" / "var"
+        assert settings.host_sql == tmp_path / "conf" / "host.sql"
+        assert load(config=path, data="here").data == Path("here")
+
+    def test_every_field_can_be_set_in_the_environment(self) -> None:
+        samples = {
+            "dsn": "postgresql:///x",
+            "listen_dsn": "postgresql:///y",
+            "app": "a.b",
+            "base_url": "https://x.example",
+            "brand_logo_url": "https://x.example/logo.png",
+            "brand_color": "#000000",
+            "mail_from": "a@b.example",
+            "mail_reply_to": "a@b.example",
+            "finished_jobs": "keep",
+            "smtp_tls": "tls",
+            "smtp_user": "u",
+            "log_level": "debug",
+            "log_format": "json",
+            "queues": "a,b",
+            "lease": "61",
+        }
+        environ = {
+            f"PROCJOBS_{field.name.upper()}": samples.get(field.name, "7" if field.default is not None else "some")
+            for field in dataclasses.fields(Settings)
+        }
+        changed = load(environ)
+        same = [f.name for f in dataclasses.fields(Settings) if getattr(changed, f.name) == getattr(Settings(), f.name)]
+        assert same == []
+
+
+class TestValues:
+    @pytest.mark.parametrize(
+        ("text", "seconds"), [("10", 10), ("1.5", 1.5), ("500ms", 0.5), ("2 min", 120), ("1h", 3600), ("30s", 30)]
+    )
+    def test_times(self, text: str, seconds: float) -> None:
+        assert load({"PROCJOBS_KILL_TIMEOUT": text}).kill_timeout == seconds
+
+    def test_queues(self) -> None:
+        assert load().queues is None
+        assert load({"PROCJOBS_QUEUES": "mail, reports"}).queues == ("mail", "reports")
+        assert load(queues=["mail"]).queues == ("mail",)
+
+    def test_an_app_may_be_written_either_way(self) -> None:
+        assert load(app="myapp.tasks:app").app == load(app="myapp.tasks.app").app == "myapp.tasks.app"
+
+    def test_the_address_of_the_pages(self) -> None:
+        assert load().url == "http://127.0.0.1:8080"
+        assert load(host="::1", port=9000).url == "http://[::1]:9000"
+        assert load(base_url="https://jobs.example.com/").url == "https://jobs.example.com"
+
+    def test_changes_are_checked(self) -> None:
+        assert Settings().but(port=9).port == 9
+        with pytest.raises(SettingsError, match="port = 99999"):
+            Settings().but(port=99999)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "not a number": ({"port": "http"}, r"port = 'http' \(--port\): write a whole number from 0 to 65535"),
+    "out of range": ({"concurrency": 0}, r"concurrency = 0 \(--concurrency\): write a whole number from 1"),
+    "a truth value": ({"port": True}, r"port = True"),
+    "a time": ({"kill_timeout": "soon"}, r"kill_timeout = 'soon'.*500ms, 10s, 5min, 1h"),
+    "a choice": ({"finished_jobs": "burn"}, r"write one of archive, keep, delete"),
+    "an address": ({"mail_from": "nobody"}, r"write an address"),
+    "a second header": ({"mail_from": "a@b.example\nbcc: x@y.example"}, r"leave out line breaks"),
+    "a colour": ({"brand_color": "red"}, r"#rrggbb"),
+    "a URL": ({"base_url": "jobs.example.com"}, r"write a URL"),
+    "an app": ({"app": "app"}, r"write the path of your App"),
+    "an unknown name": ({"smtp_hots": "x"}, r"smtp_hots \(--smtp-hots\) is not a setting; did you mean smtp_host\?"),
+    "an empty queue": ({"queues": ["a", ""]}, r"write names of at most 128 characters"),
+    "a lease without beats": ({"lease": 5.0}, r"lease = 5 is less than two heartbeat intervals of 10"),
+    "half a login": ({"smtp_password": "x"}, r"smtp_password is set without smtp_user"),
+}
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("case", REFUSED)
+    def test_the_field_the_value_and_the_mend(self, case: str) -> None:
+        flags, message = REFUSED[case]
+        with pytest.raises(SettingsError, match=message):
+            load(**flags)
+
+    def test_all_at_once(self) -> None:
+        toml('port = "x"\nnonsense = 1\n')
+        with pytest.raises(SettingsError) as refused:
+            load({"PROCJOBS_CONCURRENCY": "many"})
+        assert str(refused.value).count(";") == 2
+        assert "procjobs.toml" in str(refused.value)
+        assert "PROCJOBS_CONCURRENCY" in str(refused.value)
+
+    def test_a_file_that_is_not_toml(self) -> None:
+        toml("port: 1")
+        with pytest.raises(SettingsError, match=r"procjobs\.toml is not TOML"):
+            load()
+
+    def test_a_file_that_is_not_there(self) -> None:
+        with pytest.raises(SettingsError, match=r"nowhere\.toml cannot be read"):
+            load(config=Path("nowhere.toml"))
+
+
+class TestSecrets:
+    SECRETS = ("dsn", "listen_dsn", "smtp_password", "user_token", "admin_token")
+
+    def test_they_are_not_shown(self) -> None:
+        settings = load({}, **dict.fromkeys(self.SECRETS, "canary"), smtp_user="me")
+        assert all(getattr(settings, name) == "canary" for name in self.SECRETS)
+        assert "canary" not in repr(settings)
+        assert "canary" not in str(settings.shown())
+
+    def test_they_are_not_shown_in_a_refusal(self) -> None:
+        with pytest.raises(SettingsError) as refused:
+            load(admin_token="canary\n")
+        assert "canary" not in str(refused.value)
+
+    def test_the_tokens_that_are_set(self) -> None:
+        assert load().tokens == ()
+        assert load(user_token="u", admin_token="a").tokens == ("u", "a")
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings().port = 1  # type: ignore[misc]
+
+
+def test_every_field_says_what_it_is_for() -> None:
+    assert all(field.metadata["about"] for field in dataclasses.fields(Settings))
