@@ -1,0 +1,226 @@
+"""Notifications: the worker's half. SQL decides what goes to whom and keeps the record; here it is written and sent.
+
+A further delivery method is a sender here (a branch of `_send`) and its name in `procjobs.delivery_methods()`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, assert_never
+from uuid import UUID
+
+from procrastinate import Blueprint, JobContext
+
+from procjobs.db import Calls
+from procjobs.engine.retry import Discard, Retry
+from procjobs.errors import DatabaseError, DatabaseUnavailable, ProcjobsError, SettingsError
+from procjobs.letters import Brand, local_time, one_line, paragraphs, render, web_url
+from procjobs.mail import Ambiguous, Deferred, Mail, Mailer, Outcome, Refused, Sent
+
+__all__ = ["Delivery", "DeliveryDeferred", "DeliveryRefused", "NothingToSend", "blueprint", "deliver", "letter"]
+
+blueprint = Blueprint()
+
+
+class DeliveryDeferred(ProcjobsError):
+    """The message did not get through, or nobody knows; it is worth trying again."""
+
+
+class DeliveryRefused(ProcjobsError):
+    """The message will never get through: the server said so, or it cannot be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class NothingToSend:
+    """There was no try: the notification was sent before (`sent`), or cannot be sent any more."""
+
+    sent: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """One try, as `procjobs.begin_delivery` returns it."""
+
+    status: str | None
+    reason: str | None
+    at: datetime
+    delivery_id: int
+    attempt: int
+    message_id: str
+    delivery_method: str
+    notification_type: str
+    urgency: str
+    content: dict[str, Any]
+    recipient_name: str | None
+    address: str
+    timezone: str
+    group_name: str | None
+    organization_name: str | None
+    organization_logo_url: str | None
+    about: dict[str, Any] | None
+
+
+@blueprint.task(
+    name="procjobs.send_notification",
+    queue="notifications",
+    pass_context=True,
+    retry=Retry(
+        max_attempts=3,
+        base=60,
+        jitter=False,
+        on=(DeliveryDeferred, DatabaseError, SettingsError, OSError),
+    ),
+)
+async def send_notification(context: JobContext, notification_id: str) -> Discard | None:
+    """Delivers one row of procjobs.notification_jobs."""
+    app: Any = context.app  # a procjobs.App, which stands above the packs
+    mailer = await app.resource("mailer", lambda: Mailer.of(app.settings))
+    worker = context.worker_name or f"{socket.gethostname()}:{os.getpid()}"
+    outcome = await deliver(await app.database(), mailer, Brand.of(app.settings), notification_id, worker=worker)
+    if isinstance(outcome, NothingToSend):
+        return None if outcome.sent else Discard(outcome.reason)
+    _raise_unless_sent(outcome)
+    return None
+
+
+async def deliver(
+    db: Calls, mailer: Mailer, brand: Brand, notification_id: str | UUID, *, worker: str
+) -> Outcome | NothingToSend:
+    """One try to deliver a notification, recorded before and after it; returns what became of it.
+
+    worker: who tries, for the delivery log. Raises DatabaseError when the try could not be begun.
+    """
+    row = await db.row("begin_delivery", p_notification=notification_id, p_worker=worker, p_domain=mailer.domain)
+    if row["status"] != "processing":
+        return NothingToSend(sent=row["status"] == "sent", reason=row["reason"])
+    delivery = Delivery(**row)
+    started = time.perf_counter()
+    outcome = await _send(delivery, mailer, brand)
+    await _record(db, delivery, outcome, provider=mailer.server, took=time.perf_counter() - started)
+    return outcome
+
+
+async def _send(delivery: Delivery, mailer: Mailer, brand: Brand) -> Outcome:
+    if delivery.delivery_method != "email":
+        return Refused(None, f"this worker has no sender for {delivery.delivery_method}")
+    values = letter(delivery, brand)
+    text, html = render("notification", **values)
+    headers = {"X-Notification-Id": delivery.message_id.strip("<>").partition("@")[0]}
+    if delivery.urgency == "urgent":
+        headers["Importance"] = "high"
+    return await mailer.send(
+        Mail(
+            to=delivery.address,
+            name=values["name"],
+            subject=values["subject"],
+            text=text,
+            html=html,
+            message_id=delivery.message_id,
+            at=delivery.at,
+            headers=headers,
+        )
+    )
+
+
+async def _record(db: Calls, delivery: Delivery, outcome: Outcome, *, provider: str, took: float) -> None:
+    """Complete the log. While the database is away the result is kept: a message that left must not go unrecorded."""
+    status, code, reply, error = _facts(outcome)
+    for attempt in range(10_000):
+        try:
+            await db.value(
+                "finish_delivery",
+                p_delivery=delivery.delivery_id,
+                p_status=status,
+                p_took_ms=round(took * 1000),
+                p_provider=provider,
+                p_code=code,
+                p_reply=reply,
+                p_error=error,
+            )
+            return
+        except DatabaseUnavailable:
+            await asyncio.sleep(random.uniform(0.05, min(10.0, 0.2 * 2 ** min(attempt, 6))))
+
+
+def _facts(outcome: Outcome) -> tuple[str, int | None, str | None, str | None]:
+    """The log's status, code, reply and error for an outcome."""
+    match outcome:
+        case Sent(code, reply):
+            return "sent", code, reply, None
+        case Deferred(None, reply):
+            return "deferred", None, None, reply
+        case Deferred(code, reply):
+            return "deferred", code, reply, f"{code} {reply}"
+        case Refused(None, reply):
+            return "refused", None, None, reply
+        case Refused(code, reply):
+            return "refused", code, reply, f"{code} {reply}"
+        case Ambiguous(reply):
+            return "unknown", None, None, reply
+        case _:
+            assert_never(outcome)
+
+
+def _raise_unless_sent(outcome: Outcome) -> None:
+    status, _, _, error = _facts(outcome)
+    if status == "refused":
+        raise DeliveryRefused(error or status)
+    if status != "sent":
+        raise DeliveryDeferred(error or status)
+
+
+# What the letter says
+
+_SHARED = {"photos": "new photos", "milestones": "a milestone", "text": "an update"}
+_OPEN = {"photos": "See the photos", "milestones": "See the milestone"}
+
+
+def letter(delivery: Delivery, brand: Brand) -> dict[str, Any]:
+    """The values of the letter `notification`: the content's own words, else those of the update it is about."""
+    content, about = delivery.content, delivery.about or {}
+    author, kind = one_line(about.get("author_name") or "Somebody"), about.get("content_type") or "text"
+    subject = one_line(content.get("subject") or f"{author}: {about.get('title') or 'an update'}")[:255]
+    body = content.get("body") or ""
+    name, group = one_line(delivery.recipient_name or ""), delivery.group_name
+    return {
+        "subject": subject,
+        "name": name,
+        "preview": one_line(content.get("preview") or body or about.get("body") or about.get("title") or "")[:140],
+        "eyebrow": group,
+        "title": subject if content.get("subject") else f"{author} shared {_SHARED.get(kind, 'an update')}",
+        "greeting": f"Hello {name}," if name else "Hello,",
+        "paragraphs": paragraphs(body),
+        "about": _card(about, author) if about else None,
+        "action": _action(content, about, kind),
+        "sender_name": one_line(delivery.organization_name or brand.name),
+        "logo_url": web_url(delivery.organization_logo_url if delivery.organization_name else brand.logo_url),
+        "reason": f"You receive this because you are part of {group}."
+        if group
+        else f"This message was sent to {delivery.address}.",
+        "when": local_time(delivery.at, delivery.timezone),
+        "brand": brand,
+    }
+
+
+def _card(about: dict[str, Any], author: str) -> dict[str, Any]:
+    return {
+        "title": one_line(about.get("title") or "An update"),
+        "eyebrow": author,
+        "paragraphs": paragraphs(about.get("body") or ""),
+        "image_url": web_url(about.get("image_url")),
+    }
+
+
+def _action(content: dict[str, Any], about: dict[str, Any], kind: str) -> dict[str, str] | None:
+    if url := web_url(content.get("action_url")):
+        return {"label": content.get("action_label") or "Open", "url": url}
+    if url := web_url(about.get("url")):
+        return {"label": _OPEN.get(kind, "Read the update"), "url": url}
+    return None

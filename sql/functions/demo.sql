@@ -1,0 +1,259 @@
+-- The demo: an organization, people in several time zones, families and teams, and mail for them, all made up.
+-- Owns:        the rows it puts into procjobs_demo (tables: sql/host_default.sql). Identifiers are the same everywhere.
+-- Lock order:  organizations, people, then what refers to them; the first time, a few notifications.
+
+create or replace function procjobs.demo_id(p_name text)
+returns uuid
+language sql
+immutable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+  select md5('procjobs demo: ' || p_name)::uuid
+$$;
+comment on function procjobs.demo_id(text) is 'The identifier of a thing of the demo, by its name; the same in every '
+  'database.';
+
+create or replace function procjobs.seed_demo_people()
+returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now timestamptz := procjobs.clock();
+  v_first boolean;
+begin
+  insert into procjobs_demo.organizations (id, name, timezone)
+  values
+    (procjobs.demo_id('studio'), 'Harbour Lane', 'Europe/Stockholm'),
+    (procjobs.demo_id('press'), 'Fjord & Field Press', 'Europe/Oslo')
+  on conflict do nothing;
+  v_first := found;
+
+  insert into procjobs_demo.people (id, name, email, phone, timezone, is_admin, created_at, last_active_at)
+  select procjobs.demo_id(p.key), p.name, p.key || '@harbourlane.example', p.phone, p.timezone, p.key = 'tomas',
+    v_now - p.since, v_now - p.seen
+  from (values
+    ('maya', 'Maya Lindgren', '+46701740605', 'Europe/Stockholm', interval '400 days', interval '5 minutes'),
+    ('tomas', 'Tomás Okafor', '+12025550143', 'America/New_York', interval '400 days', interval '3 hours'),
+    ('aiko', 'Aiko Tanaka', null, 'Asia/Tokyo', interval '90 days', interval '20 hours'),
+    ('priya', 'Priya Raman', null, 'Asia/Kolkata', interval '45 days', interval '2 days'),
+    ('liam', 'Liam O''Connor', '+61491570156', 'Australia/Lord_Howe', interval '6 days', interval '5 days')
+  ) p (key, name, phone, timezone, since, seen)
+  on conflict do nothing;
+
+  insert into procjobs_demo.memberships (organization_id, person_id, role, joined_at)
+  select procjobs.demo_id(m.organization), procjobs.demo_id(m.person), m.role, v_now - interval '6 days'
+  from (values
+    ('studio', 'tomas', 'owner'), ('studio', 'maya', 'admin'), ('studio', 'aiko', 'member'),
+    ('studio', 'priya', 'member'),
+    ('press', 'liam', 'owner'), ('press', 'maya', 'member')
+  ) m (organization, person, role)
+  on conflict do nothing;
+
+  insert into procjobs_demo.recipients (id, owner_id, name, relationship, email, phone, timezone)
+  select procjobs.demo_id(r.key), procjobs.demo_id(r.owner), r.name, r.relationship,
+    r.key || '@family.example', r.phone, r.timezone
+  from (values
+    ('ingrid', 'maya', 'Ingrid', 'grandmother', '+46701740633', 'Europe/Stockholm'),
+    ('ben', 'maya', 'Ben', 'uncle', '+12025550187', 'America/Los_Angeles'),
+    ('chidi', 'tomas', 'Chidi', 'brother', null, 'Africa/Lagos')
+  ) r (key, owner, name, relationship, phone, timezone)
+  on conflict do nothing;
+  return v_first;
+end
+$$;
+comment on function procjobs.seed_demo_people() is 'Organizations, people, members and recipients of the demo. True '
+  'the first time.';
+
+create or replace function procjobs.seed_demo_updates()
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now timestamptz := procjobs.clock();
+begin
+  insert into procjobs_demo.groups (id, organization_id, name)
+  values
+    (procjobs.demo_id('family'), procjobs.demo_id('studio'), 'The Lindgrens'),
+    (procjobs.demo_id('launch'), procjobs.demo_id('studio'), 'Launch team')
+  on conflict do nothing;
+
+  insert into procjobs_demo.group_recipients (group_id, recipient_id, muted_until)
+  select procjobs.demo_id(g.in_group), procjobs.demo_id(g.recipient), g.muted_until
+  from (values
+    ('family', 'ingrid', null), ('family', 'maya', null), ('family', 'ben', timestamptz 'infinity'),
+    ('launch', 'tomas', null), ('launch', 'aiko', null), ('launch', 'priya', null), ('launch', 'maya', null),
+    ('launch', 'chidi', null)
+  ) g (in_group, recipient, muted_until)
+  on conflict do nothing;
+
+  insert into procjobs_demo.updates (id, group_id, author_id, content_type, title, body, url, created_at)
+  select procjobs.demo_id(u.key), procjobs.demo_id(u.in_group), procjobs.demo_id(u.author), u.content_type,
+    u.title, u.body,
+    'https://harbourlane.example/updates/' || u.key, v_now - u.ago
+  from (values
+    ('first-steps', 'family', 'maya', 'milestones', 'First steps!',
+      'Four steps from the sofa to the bookshelf, and then a very surprised sit-down.', interval '3 hours'),
+    ('lake', 'family', 'maya', 'photos', 'A day at the lake',
+      'Twelve pictures: the jetty, the ducks, and somebody who did not want to leave the water.', interval '1 day'),
+    ('sleep', 'family', 'maya', 'text', 'She slept through the night', 'All of it. We hardly know what to do with '
+      'ourselves.', interval '2 days'),
+    ('tooth', 'family', 'maya', 'milestones', 'Tooth number six', null, interval '9 days'),
+    ('trailer', 'launch', 'aiko', 'photos', 'Trailer, third cut', 'Colours are final. Please look at the last eight '
+      'seconds.', interval '50 minutes'),
+    ('signed', 'launch', 'tomas', 'milestones', 'Northern Lights has signed', 'The advance is in. Delivery in six '
+      'weeks.', interval '5 days'),
+    ('score', 'launch', 'priya', 'text', 'The score is recorded', 'Two takes of each cue; the second of number four '
+      'is the one.', interval '30 hours')
+  ) u (key, in_group, author, content_type, title, body, ago)
+  on conflict do nothing;
+
+  insert into procjobs_demo.update_reads (update_id, recipient_id, read_at)
+  select procjobs.demo_id(r.key), procjobs.demo_id(r.recipient), v_now - interval '1 hour'
+  from (values ('tooth', 'ingrid'), ('sleep', 'ingrid'), ('signed', 'aiko'), ('signed', 'priya')) r (key, recipient)
+  on conflict do nothing;
+
+  insert into procjobs_demo.inbox (id, person_id, kind, title, body, url, created_at)
+  select procjobs.demo_id('notice ' || i.key), procjobs.demo_id(i.person), i.kind, i.title, i.body,
+    'https://harbourlane.example/inbox', v_now - i.ago
+  from (values
+    ('cut', 'tomas', 'approval', 'Aiko asks you to approve the third cut', null, interval '45 minutes'),
+    ('note', 'tomas', 'comment', 'Priya commented on "Score, cue 4"', 'The second take, please.', interval '20 '
+      'minutes'),
+    ('file', 'aiko', 'file', 'Tomás shared the signed contract', null, interval '5 days')
+  ) i (key, person, kind, title, body, ago)
+  on conflict do nothing;
+end
+$$;
+comment on function procjobs.seed_demo_updates() is 'Groups, what they shared and who has read it, and notices, in '
+  'the demo.';
+
+create or replace function procjobs.seed_demo_business()
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now timestamptz := procjobs.clock();
+  v_studio uuid := procjobs.demo_id('studio');
+begin
+  insert into procjobs_demo.events (id, organization_id, title, starts_at, ends_at, timezone, location, url)
+  select procjobs.demo_id(e.key), v_studio, e.title, date_trunc('hour', v_now) + e.start,
+    date_trunc('hour', v_now) + e.start + e.length,
+    e.timezone, e.location, 'https://harbourlane.example/events/' || e.key
+  from (values
+    ('screening', 'Screening of the third cut', interval '26 hours', interval '90 minutes', 'Europe/Stockholm', 'Room '
+      '2, Harbour Lane'),
+    ('party', 'Launch party', interval '9 days', interval '5 hours', 'America/New_York', 'The Boathouse')
+  ) e (key, title, start, length, timezone, location)
+  on conflict do nothing;
+
+  insert into procjobs_demo.event_attendees (event_id, person_id, remind_before)
+  select procjobs.demo_id(a.event), procjobs.demo_id(a.person), a.remind_before
+  from (values
+    ('screening', 'maya', interval '1 day'), ('screening', 'tomas', interval '2 hours'), ('screening', 'aiko', null),
+    ('party', 'maya', interval '1 day'), ('party', 'liam', interval '3 days')
+  ) a (event, person, remind_before)
+  on conflict do nothing;
+
+  insert into procjobs_demo.projects (
+    id, organization_id, name, contact_id, currency, advance_paid_at, balance_due, balance_paid_at, payment_url
+  )
+  select procjobs.demo_id(p.key), v_studio, p.name, procjobs.demo_id(p.contact), p.currency, v_now - p.advance,
+    p.balance,
+    v_now - p.paid, 'https://harbourlane.example/pay/' || p.key
+  from (values
+    ('northern', 'Northern Lights', 'liam', 'EUR', interval '5 days', 4200.00, null),
+    ('tide', 'Low Tide', 'priya', 'USD', interval '1 day', 1800.00, null),
+    ('orchard', 'The Orchard', 'liam', 'EUR', interval '60 days', 950.00, interval '12 days')
+  ) p (key, name, contact, currency, advance, balance, paid)
+  on conflict do nothing;
+
+  insert into procjobs_demo.subscriptions (id, organization_id, plan, is_active, monthly_price, currency, started_at)
+  values
+    (procjobs.demo_id('plan studio'), v_studio, 'Team', true, 49.00, 'EUR', v_now - interval '400 days'),
+    (procjobs.demo_id('plan press'), procjobs.demo_id('press'), 'Solo', true, 12.00, 'EUR', v_now - interval '6 days')
+  on conflict do nothing;
+
+  insert into procjobs_demo.calendars (id, organization_id, name, feed_url, timezone, is_active)
+  values (procjobs.demo_id('calendar'), v_studio, 'Studio '
+    'bookings', 'https://harbourlane.example/bookings.ics', 'Europe/Stockholm', false)
+  on conflict do nothing;
+
+  insert into procjobs_demo.calendar_members (calendar_id, person_id)
+  values
+    (procjobs.demo_id('calendar'), procjobs.demo_id('maya')),
+    (procjobs.demo_id('calendar'), procjobs.demo_id('aiko'))
+  on conflict do nothing;
+
+  insert into procjobs_demo.activity (organization_id, person_id, kind, happened_at)
+  select m.organization_id, m.person_id, (array['login', 'upload', 'comment'])[1 + h % 3],
+    v_now - make_interval(hours => h)
+  from procjobs_demo.memberships m
+  cross join generate_series(1, 30 * 24, 7) h
+  where m.organization_id = v_studio
+    and not exists (select from procjobs_demo.activity);
+end
+$$;
+comment on function procjobs.seed_demo_business() is
+  'Events, projects, subscriptions, a calendar (not fetched: its address leads nowhere) and a month of activity, in '
+    'the demo.';
+
+create or replace function procjobs.seed_demo_notifications()
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform procjobs.enqueue_notification_job(
+    procjobs.demo_id('ingrid'), procjobs.demo_id('family'), procjobs.demo_id('first-steps'));
+  perform procjobs.enqueue_notification_job(
+    procjobs.demo_id('tomas'), procjobs.demo_id('launch'), null, 'immediate', 'urgent', 'email',
+    '{"subject": "The third cut needs your approval before 18:00",
+      "body": "Aiko has finished the third cut of the trailer.\n\nColours are final. Please look at the last eight '
+        'seconds, and say yes or no today: the screening is tomorrow.",
+      "preview": "Colours are final; eight seconds to look at.",
+      "action_label": "Watch the third cut", "action_url": "https://harbourlane.example/updates/trailer"}');
+  perform procjobs.enqueue_notification_job(
+    procjobs.demo_id('aiko'), procjobs.demo_id('launch'), procjobs.demo_id('score'), 'immediate', 'low');
+  perform procjobs.enqueue_notification_job(
+    procjobs.demo_id('maya'), null, null, 'reminder', 'normal', 'email',
+    '{"subject": "Book the boathouse",
+      "body": "You asked to be reminded: the boathouse for the launch party is only held until the end of the '
+        'week.\n\nhttps://harbourlane.example/events/party"}', 15);
+end
+$$;
+comment on function procjobs.seed_demo_notifications() is
+  'Mail for the demo''s people: three at once, of different urgency, and one in a quarter of an hour.';
+
+create or replace function procjobs.seed_demo()
+returns table (recipient_id uuid, group_id uuid, organization_id uuid, user_id uuid, admin_id uuid)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_first boolean;
+begin
+  if to_regclass('procjobs_demo.people') is null then
+    raise exception 'there are no demo tables to fill'
+      using errcode = 'PJ012',
+            detail = 'schema procjobs_demo is missing: this database has a host.sql of its own',
+            hint = 'Start with procjobs up --no-demo.';
+  end if;
+
+  v_first := procjobs.seed_demo_people();
+  perform procjobs.seed_demo_updates();
+  perform procjobs.seed_demo_business();
+  if v_first then
+    perform procjobs.seed_demo_notifications();
+  end if;
+  return query
+    select procjobs.demo_id('ingrid'), procjobs.demo_id('family'), procjobs.demo_id('studio'), procjobs.demo_id('maya'),
+      procjobs.demo_id('tomas');
+end
+$$;
+comment on function procjobs.seed_demo() is
+  'Fills the demo tables, and nothing that is there already. Returns what up.json tells: a recipient and a group, '
+  'their organization, a user (the recipient''s owner) and an admin.';
