@@ -194,6 +194,14 @@ begin
     set pj_waits_for = case when id = any (v_unknown) then 'task' else 'lock' end
     where id = any (v_unknown || v_blocked);
   end if;
+  if cardinality(v_unknown) > 0 then
+    -- A worker that knows the task may have looked while these rows were locked: it is told to look again.
+    perform procjobs.wake_queues(array(
+      select distinct j.queue_name::text
+      from public.procrastinate_jobs j
+      where j.id = any (v_unknown)
+    ));
+  end if;
   return next;
 end
 $$;

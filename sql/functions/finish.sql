@@ -3,6 +3,8 @@
 -- Lock order:  procrastinate_jobs (rows this worker runs), job_history, then the next jobs of freed locks.
 -- Every path is fenced by (job, worker, lease). What does not match is left alone and not returned: the lease was lost,
 -- somebody else runs or ended the job, and the caller's result is void.
+-- A row that somebody's open transaction holds (a cancel not yet committed) fails the call after lock_timeout, so that the
+-- worker can end the other jobs first.
 -- `status is not distinct from 'doing'` keeps the planner on the primary key: the partial index of running jobs, which it
 -- would take for `status = 'doing'`, holds a dead entry for every job the worker ever ran until vacuum comes by.
 
@@ -16,6 +18,7 @@ returns setof bigint
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
+set lock_timeout = '300ms'
 set enable_seqscan = off
 set enable_nestloop = off
 set enable_mergejoin = off

@@ -38,6 +38,27 @@ $$;
 comment on function procjobs.mark_dead_workers() is
   'A worker without a heartbeat for its lease is suspected; still silent one heartbeat interval later, it is dead. Returns how many died.';
 
+create or replace function procjobs.living_workers()
+returns setof bigint
+language sql
+stable
+rows 100
+set search_path = pg_catalog, pg_temp
+as $$
+  select w.id
+  from procjobs.worker_state w
+  where w.dead_at is null
+    and w.stopped_at is null
+  union all
+  -- A worker of upstream's has no state of ours, only its heartbeat.
+  select p.id
+  from public.procrastinate_workers p
+  where p.last_heartbeat > procjobs.clock() - interval '60 seconds'
+    and not exists (select from procjobs.worker_state w where w.id = p.id)
+$$;
+comment on function procjobs.living_workers() is
+  'The workers whose jobs are theirs: ours that were not declared dead and have not left, and upstream''s whose heart beats.';
+
 create or replace function procjobs.rescue_job(p_id bigint)
 returns text
 language plpgsql
@@ -53,7 +74,8 @@ begin
   where j.id = p_id
     and j.status = 'doing'
   for update skip locked;
-  if not found then
+  -- Somebody else may have rescued it meanwhile, and a living worker may run it again.
+  if not found or v_job.worker_id in (select procjobs.living_workers()) then
     return null;
   end if;
 
@@ -102,6 +124,7 @@ as $$
 declare
   v_id bigint;
   v_count integer := 0;
+  v_failed integer := 0;
 begin
   perform procjobs.mark_dead_workers();
 
@@ -109,24 +132,11 @@ begin
     select j.id
     from public.procrastinate_jobs j
     where j.status = 'doing'
-      and not exists (
-        select
-        from procjobs.worker_state w
-        where w.id = j.worker_id
-          and w.dead_at is null
-          and w.stopped_at is null
-      )
-      and not exists (
-        -- A worker of upstream's has no state of ours, only its heartbeat.
-        select
-        from public.procrastinate_workers p
-        where p.id = j.worker_id
-          and p.last_heartbeat > procjobs.clock() - interval '60 seconds'
-          and not exists (select from procjobs.worker_state w where w.id = p.id)
-      )
+      and not exists (select from procjobs.living_workers() l where l = j.worker_id)
     order by j.id
-    limit p_max_jobs
+    for update of j skip locked
   loop
+    exit when v_count >= p_max_jobs or v_failed >= 2 * p_max_jobs;
     begin
       if procjobs.rescue_job(v_id) is not null then
         v_count := v_count + 1;
@@ -134,6 +144,7 @@ begin
     exception
       when others then
         -- One job that cannot be rescued must not keep the others: it is left for the next pass, and seen.
+        v_failed := v_failed + 1;
         raise warning 'job % could not be rescued: %', v_id, sqlerrm;
     end;
   end loop;

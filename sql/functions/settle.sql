@@ -120,16 +120,16 @@ begin
     );
   end if;
 
-  perform procjobs.note_attempt(p_job, coalesce(p_result ->> 'kind', 'failed'), p_result, v_at);
-  if v_at is null then
-    perform procjobs.bury_job(p_job, v_runs, p_job.pj_crashes);
-    return 'failed';
+  if v_at is not null and not procjobs.requeue_job(p_job, v_at, v_runs, p_job.pj_crashes, p_result) then
+    perform procjobs.supersede_job(p_job, p_result);
+    return 'superseded';
   end if;
-  if procjobs.requeue_job(p_job, v_at, v_runs, p_job.pj_crashes, p_result) then
+  perform procjobs.note_attempt(p_job, coalesce(p_result ->> 'kind', 'failed'), p_result, v_at);
+  if v_at is not null then
     return 'retrying';
   end if;
-  perform procjobs.supersede_job(p_job, p_result);
-  return 'superseded';
+  perform procjobs.bury_job(p_job, v_runs, p_job.pj_crashes);
+  return 'failed';
 end
 $$;
 comment on function procjobs.settle_failure(public.procrastinate_jobs, jsonb) is
@@ -201,6 +201,7 @@ begin
       return procjobs.settle_crash(p_job, p_result, interval '10 seconds');
     when 'cancelled', 'discarded' then
       perform procjobs.note_attempt(p_job, v_outcome, p_result, null);
+      update public.procrastinate_jobs set attempts = attempts + 1 where id = p_job.id;
       perform procjobs.archive_job(
         p_job.id,
         case when v_outcome = 'cancelled' then 'aborted' else 'cancelled' end::public.procrastinate_job_status,
@@ -243,6 +244,7 @@ returns table (id bigint, result text)
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
+set lock_timeout = '300ms'
 set enable_seqscan = off
 set jit = off
 as $$

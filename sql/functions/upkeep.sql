@@ -25,7 +25,7 @@ create or replace function procjobs.ensure_history_partition(p_day date)
 returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp
-set lock_timeout = '2s'
+set lock_timeout = '1s'
 as $$
 declare
   v_name text := 'job_history_' || to_char(p_day, 'YYYYMMDD');
@@ -71,9 +71,10 @@ begin
     begin
       v_count := v_count + procjobs.ensure_history_partition(v_today + v_ahead)::integer;
     exception
-      when lock_not_available or duplicate_table then
-        -- Somebody reads or writes the default partition, or creates the same one: the next pass is soon.
+      when lock_not_available or duplicate_table or unique_violation then
+        -- Somebody reads the default partition for long, or creates the same one: the next pass is soon.
         raise notice 'history partition of % not created yet: %', v_today + v_ahead, sqlerrm;
+        exit;
     end;
   end loop;
   return v_count;
@@ -99,7 +100,7 @@ begin
     if procjobs.chore_is_due('sweep', interval '2 seconds') then
       perform procjobs.sweep_locks();
     end if;
-    if procjobs.chore_is_due('partitions', interval '1 hour') then
+    if procjobs.chore_is_due('partitions', interval '1 minute') then
       perform procjobs.ensure_history_partitions();
     end if;
     if procjobs.chore_is_due('forget_workers', interval '1 hour') then

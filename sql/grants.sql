@@ -1,0 +1,106 @@
+-- Grants: what each role may call and see. What is not here, nobody but the owner may.
+-- Owns:        the privileges of PUBLIC and of the five roles on everything of procjobs, and PUBLIC's on Procrastinate's objects.
+-- Lock order:  none that anybody waits for; catalog rows only.
+-- A role that could not be created (roles.sql says so) is passed over. Entry points run with their owner's rights; the few
+-- helpers beside them are what the functions and views with the caller's rights need.
+
+do $$
+declare
+  v_upstream text := (
+    select n.nspname
+    from pg_class c
+    join pg_namespace n on n.oid = c.relnamespace
+    where c.oid = 'public.procrastinate_jobs'::regclass
+  );
+  v_role text;
+  v_from text := 'public';
+  v_object text;
+begin
+  foreach v_role in array '{procjobs_producer,procjobs_worker,procjobs_reader,procjobs_admin}'::text[] loop
+    v_from := v_from || coalesce(', ' || to_regrole(v_role)::text, '');
+  end loop;
+  execute format('revoke all on schema procjobs from %s', v_from);
+  execute format('revoke all on all tables in schema procjobs from %s', v_from);
+  execute format('revoke all on all sequences in schema procjobs from %s', v_from);
+  execute format('revoke all on all routines in schema procjobs from %s', v_from);
+
+  for v_object in
+    select format('%s %s', case c.relkind when 'S' then 'sequence' else 'table' end, c.oid::regclass)
+    from pg_class c
+    where c.relnamespace = to_regnamespace(quote_ident(v_upstream))
+      and c.relname like 'procrastinate\_%'
+      and c.relkind in ('r', 'S')
+    union all
+    select format('function %s', p.oid::regprocedure)
+    from pg_proc p
+    where p.pronamespace = to_regnamespace(quote_ident(v_upstream))
+      and p.proname like 'procrastinate\_%'
+    order by 1
+  loop
+    execute format('revoke all on %s from public', v_object);
+    if to_regrole('procjobs_owner') is not null then
+      execute format('grant all on %s to procjobs_owner', v_object);
+    end if;
+  end loop;
+  if to_regrole('procjobs_owner') is not null then
+    execute format('grant usage on schema %I to procjobs_owner', v_upstream);
+  end if;
+end
+$$;
+
+do $$
+declare
+  v_role text;
+  v_names text[];
+  v_object text;
+begin
+  for v_role, v_names in values
+    ('procjobs_producer', '{
+      defer, defer_many, enqueue_jobs, enqueue_notification_job, check_arguments, job_status, clock,
+      enqueue_on_change, drop_enqueue_on_change, enqueue_changed_row,
+      change_trigger_name, change_table_fault, change_trigger_fault, option_fault, raise_fault
+    }'),
+    ('procjobs_worker', '{
+      register_worker, register_tasks, heartbeat, drain_worker, stop_worker,
+      claim_jobs, finish_jobs, settle_jobs, release_unknown, abort_requests,
+      rescue_jobs, upkeep, ensure_history_partitions, delete_old_jobs,
+      defer, defer_many, enqueue_jobs, enqueue_notification_job, check_arguments, job_status, clock,
+      defer_periodic, last_periodic,
+      begin_delivery, finish_delivery
+    }'),
+    ('procjobs_reader', '{
+      why_not_running, job_timeline, list_jobs, job_report, list_queues, list_workers, job_status,
+      may_see_arguments, say_time, raise_job_not_found, clock
+    }'),
+    ('procjobs_admin', '{cancel, retry, pause_queue, resume_queue}')
+  loop
+    continue when to_regrole(v_role) is null;
+    execute format('grant usage on schema procjobs to %I', v_role);
+    for v_object in
+      select p.oid::regprocedure
+      from pg_proc p
+      where p.pronamespace = 'procjobs'::regnamespace
+        and p.proname = any (v_names)
+    loop
+      execute format('grant execute on function %s to %I', v_object, v_role);
+    end loop;
+  end loop;
+
+  for v_role, v_names in values
+    ('procjobs_producer', '{tasks}'),
+    ('procjobs_reader', '{jobs, dead_letters, attempts, actions, queues, workers, tasks}'),
+    ('procjobs_admin', '{notification_jobs, notification_delivery_logs}')
+  loop
+    continue when to_regrole(v_role) is null;
+    for v_object in
+      select c.oid::regclass
+      from pg_class c
+      where c.relnamespace = 'procjobs'::regnamespace
+        and c.relkind in ('r', 'p', 'v')
+        and c.relname = any (v_names)
+    loop
+      execute format('grant select on %s to %I', v_object, v_role);
+    end loop;
+  end loop;
+end
+$$;

@@ -1,0 +1,77 @@
+-- Triggers on Procrastinate's job table: who calls which function, when.
+-- Owns:        the triggers pj_* of procrastinate_jobs. Upstream's own are gone (0002).
+-- Lock order:  share row exclusive on procrastinate_jobs while they are replaced.
+-- What decides without a row is in WHEN, so that the bulk paths pay nothing for it.
+
+drop trigger if exists pj_before_insert on public.procrastinate_jobs;
+create trigger pj_before_insert
+  before insert on public.procrastinate_jobs
+  for each row
+  when (new.scheduled_at is not null or new.lock is not null)
+  execute function procjobs.set_waiting();
+comment on trigger pj_before_insert on public.procrastinate_jobs is
+  'A new job with a time or a lock may have to wait for it.';
+
+drop trigger if exists pj_before_requeue on public.procrastinate_jobs;
+create trigger pj_before_requeue
+  before update of status, scheduled_at, lock on public.procrastinate_jobs
+  for each row
+  when (
+    new.status = 'todo' and (
+      old.status <> 'todo'
+      or old.scheduled_at is distinct from new.scheduled_at
+      or old.lock is distinct from new.lock
+    )
+  )
+  execute function procjobs.set_waiting();
+comment on trigger pj_before_requeue on public.procrastinate_jobs is
+  'A job that comes back, or gets another time or lock, may have to wait as a new one.';
+
+drop trigger if exists pj_before_transition on public.procrastinate_jobs;
+create trigger pj_before_transition
+  before update of status on public.procrastinate_jobs
+  for each row
+  when (
+    old.status <> 'doing' and new.status = 'doing' and new.pj_lease = old.pj_lease
+    or old.status in ('todo', 'doing') and new.status not in ('todo', 'doing')
+      and new.pj_finished_at is not distinct from old.pj_finished_at
+  )
+  execute function procjobs.stamp_transition();
+comment on trigger pj_before_transition on public.procrastinate_jobs is
+  'Claims and ends by upstream''s own functions, which know nothing of our columns; ours set them and do not come here.';
+
+drop trigger if exists pj_check_inserted on public.procrastinate_jobs;
+create trigger pj_check_inserted
+  before insert on public.procrastinate_jobs
+  for each row
+  when (new.status = 'todo' and current_setting('procjobs.args_checked', true) is distinct from 'on')
+  execute function procjobs.check_inserted();
+comment on trigger pj_check_inserted on public.procrastinate_jobs is
+  'Jobs inserted by hand or by upstream''s functions are checked like those of procjobs.defer, which has checked its own.';
+
+drop trigger if exists pj_after_insert on public.procrastinate_jobs;
+create trigger pj_after_insert
+  after insert on public.procrastinate_jobs
+  referencing new table as inserted
+  for each statement
+  execute function procjobs.announce_jobs();
+comment on trigger pj_after_insert on public.procrastinate_jobs is
+  'One NOTIFY a queue and statement.';
+
+drop trigger if exists pj_after_abort_request on public.procrastinate_jobs;
+create trigger pj_after_abort_request
+  after update of abort_requested on public.procrastinate_jobs
+  for each row
+  when (new.abort_requested and not old.abort_requested and new.status = 'doing')
+  execute function procjobs.announce_abort();
+comment on trigger pj_after_abort_request on public.procrastinate_jobs is
+  'Hints to the worker that somebody asked to stop the job it runs.';
+
+drop trigger if exists pj_after_delete on public.procrastinate_jobs;
+create trigger pj_after_delete
+  after delete on public.procrastinate_jobs
+  referencing old table as deleted
+  for each statement
+  execute function procjobs.forget_jobs();
+comment on trigger pj_after_delete on public.procrastinate_jobs is
+  'Once a statement what upstream''s foreign keys and trigger did once a row.';

@@ -1,0 +1,332 @@
+"""Who may do what: the whole matrix of roles and objects, read from the catalogs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+
+from .conftest import SEND, Sql, Worker
+
+ENQUEUE = {
+    "defer", "defer_many", "enqueue_jobs", "enqueue_notification_job", "check_arguments", "job_status", "clock",
+}  # fmt: skip
+
+#: role -> functions it may execute. What is not here, only the owner may.
+MAY_EXECUTE = {
+    "procjobs_producer": ENQUEUE | {
+        "enqueue_on_change", "drop_enqueue_on_change", "enqueue_changed_row", "change_trigger_name",
+        "change_table_fault", "change_trigger_fault", "option_fault", "raise_fault",
+    },
+    "procjobs_worker": ENQUEUE | {
+        "register_worker", "register_tasks", "heartbeat", "drain_worker", "stop_worker", "claim_jobs", "finish_jobs",
+        "settle_jobs", "release_unknown", "abort_requests", "rescue_jobs", "upkeep", "ensure_history_partitions",
+        "delete_old_jobs", "defer_periodic", "last_periodic", "begin_delivery", "finish_delivery",
+    },
+    "procjobs_reader": {
+        "why_not_running", "job_timeline", "list_jobs", "job_report", "list_queues", "list_workers", "job_status",
+        "may_see_arguments", "say_time", "raise_job_not_found", "clock",
+    },
+    "procjobs_admin": {"cancel", "retry", "pause_queue", "resume_queue"},
+}  # fmt: skip
+
+#: (role, relation) -> privileges
+MAY_USE = {
+    ("procjobs_producer", "tasks"): {"SELECT"},
+    **{
+        ("procjobs_reader", view): {"SELECT"}
+        for view in ("jobs", "dead_letters", "attempts", "actions", "queues", "workers", "tasks")
+    },
+    **{("procjobs_admin", table): {"SELECT"} for table in ("notification_jobs", "notification_delivery_logs")},
+}
+
+
+def grants(sql: Sql, query: str) -> set[tuple[str, ...]]:
+    return {tuple(row) for row in sql(query)}
+
+
+def test_functions_may_be_executed_by_those_in_the_list_and_nobody_else(sql: Sql) -> None:
+    found = grants(
+        sql,
+        """select coalesce(a.grantee::regrole::text, '?'), p.proname::text
+           from pg_proc p
+           join pg_namespace n on n.oid = p.pronamespace
+           cross join lateral aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+           where (n.nspname = 'procjobs' or p.proname like 'procrastinate\\_%%')
+             and a.grantee not in (p.proowner, to_regrole('procjobs_owner'))""".replace("%%", "%"),
+    )
+    assert found == {(role, function) for role, functions in MAY_EXECUTE.items() for function in functions}
+
+
+def test_tables_views_and_sequences_may_be_used_by_those_in_the_list_and_nobody_else(sql: Sql) -> None:
+    found = grants(
+        sql,
+        """select a.grantee::regrole::text, c.relname::text, a.privilege_type
+           from pg_class c
+           join pg_namespace n on n.oid = c.relnamespace
+           cross join lateral aclexplode(
+             coalesce(c.relacl, acldefault(case c.relkind when 'S' then 's' else 'r' end::"char", c.relowner))) a
+           where (n.nspname = 'procjobs' or c.relname like 'procrastinate\\_%')
+             and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
+             and a.grantee not in (c.relowner, to_regrole('procjobs_owner'))""",
+    )
+    wanted = {
+        (role, relation, privilege) for (role, relation), privileges in MAY_USE.items() for privilege in privileges
+    }
+    assert found == wanted
+
+
+def test_columns_have_no_grants_of_their_own(sql: Sql) -> None:
+    assert (
+        sql("select attrelid::regclass, attname from pg_attribute where attacl is not null and attrelid >= 16384") == []
+    )
+
+
+def test_the_schema_may_be_used_and_not_created_in(sql: Sql) -> None:
+    found = grants(
+        sql,
+        """select a.grantee::regrole::text, a.privilege_type
+           from pg_namespace n cross join lateral aclexplode(n.nspacl) a
+           where n.nspname = 'procjobs' and a.grantee <> n.nspowner""",
+    )
+    assert found == {(role, "USAGE") for role in MAY_EXECUTE}
+
+
+def test_roles_log_nobody_in_and_only_admin_inherits(sql: Sql) -> None:
+    roles = grants(sql, "select rolname::text, rolcanlogin::text from pg_roles where rolname like 'procjobs\\_%'")
+    assert roles == {(f"procjobs_{role}", "false") for role in ("owner", "producer", "worker", "reader", "admin")}
+    members = grants(
+        sql,
+        "select roleid::regrole::text, member::regrole::text from pg_auth_members "
+        "where member::regrole::text like 'procjobs\\_%' and roleid::regrole::text like 'procjobs\\_%'",
+    )
+    assert members == {("procjobs_reader", "procjobs_admin"), ("procjobs_producer", "procjobs_admin")}
+
+
+def test_everything_belongs_to_the_owner(sql: Sql) -> None:
+    query = """
+      select oid::regclass::text from pg_class
+      where relnamespace = 'procjobs'::regnamespace and relkind in ('r', 'p', 'v', 'S')
+        and relowner <> 'procjobs_owner'::regrole
+      union all
+      select oid::regprocedure::text from pg_proc
+      where pronamespace = 'procjobs'::regnamespace and proowner <> 'procjobs_owner'::regrole"""
+    assert sql(query) == []
+
+
+def test_functions_with_the_owners_rights_pin_their_path_and_say_why(sql: Sql) -> None:
+    loose = sql(
+        """select p.oid::regprocedure::text
+           from pg_proc p
+           where p.pronamespace = 'procjobs'::regnamespace
+             and p.prosecdef
+             and (
+               not coalesce(p.proconfig @> array['search_path=pg_catalog, pg_temp'], false)
+               or coalesce(obj_description(p.oid, 'pg_proc'), '') not like '%Definer: %'
+             )"""
+    )
+    assert loose == []
+
+
+def test_other_functions_pin_their_path_too_unless_they_are_to_be_inlined(sql: Sql) -> None:
+    loose = sql(
+        """select p.proname::text
+           from pg_proc p
+           where p.pronamespace = 'procjobs'::regnamespace
+             and p.proname not like 'host\\_%'
+             and not coalesce(p.proconfig @> array['search_path=pg_catalog, pg_temp'], false)
+           order by 1"""
+    )
+    assert loose == [("clock",), ("is_plain",)]
+
+
+def test_what_runs_with_the_owners_rights_is_an_entry_point_of_some_role(sql: Sql) -> None:
+    entries = {function for functions in MAY_EXECUTE.values() for function in functions}
+    definers = sql(
+        "select proname::text from pg_proc "
+        "where pronamespace = 'procjobs'::regnamespace and prosecdef and prorettype <> 'trigger'::regtype"
+    )
+    assert {name for (name,) in definers} <= entries
+
+
+def test_our_triggers_on_the_job_table_run_with_the_owners_rights(sql: Sql) -> None:
+    loose = sql(
+        """select t.tgname::text
+           from pg_trigger t
+           join pg_proc p on p.oid = t.tgfoid
+           where t.tgrelid = 'procrastinate_jobs'::regclass and t.tgname like 'pj\\_%' and not p.prosecdef"""
+    )
+    assert loose == []
+
+
+# what the roles really can do
+
+
+@pytest.fixture
+def acting(sql: Sql) -> Iterator[Callable[[str], None]]:
+    """`acting("procjobs_producer")` goes on as a member of this role, with nothing else."""
+    sql("create role pj_app")
+
+    def run(role: str) -> None:
+        sql(f"grant {role} to pj_app")
+        sql("set role pj_app")
+
+    yield run
+    sql("reset role")
+    sql("drop owned by pj_app")
+    sql("drop role pj_app")
+
+
+def denied(sql: Sql, query: str) -> None:
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        sql(query)
+
+
+def test_a_producer_enqueues_and_does_nothing_else(
+    sql: Sql, register: Callable[..., int], acting: Callable[[str], None]
+) -> None:
+    register("send", SEND)
+    acting("procjobs_producer")
+    job = sql.one(
+        """select procjobs.defer('send', '{"to": "ann"}', lock => 'l', scheduled_at => now() + interval '1 h')"""
+    )
+    sql("""select * from procjobs.defer_many('[{"task": "send", "args": {"to": "a"}, "unique_key": "k"}]')""")
+    for query in (
+        "select * from procrastinate_jobs",
+        "insert into procrastinate_jobs (queue_name, task_name) values ('q', 'send')",
+        f"delete from procrastinate_jobs where id = {job}",
+        "select * from procjobs.jobs",
+        f"select procjobs.cancel({job})",
+        f"select procjobs.why_not_running({job})",
+        "select procjobs.pause_queue('q')",
+        "select * from procjobs.claim_jobs(1, null, 1)",
+        f"select procrastinate_cancel_job_v1({job}, true, true)",
+        f"select procrastinate_finish_job_v1({job}, 'succeeded', true)",
+        "select procjobs.register_tasks('[{\"name\": \"send\"}]', 'x')",
+        f"select procjobs.archive_job({job}, 'succeeded', null)",
+        "create table procjobs.mine ()",
+    ):
+        denied(sql, query)
+
+
+def test_a_worker_runs_a_job_from_claim_to_end(
+    sql: Sql, register: Callable[..., int], worker: Callable[..., Worker], acting: Callable[[str], None]
+) -> None:
+    register("send", SEND)
+    acting("procjobs_worker")
+    register("other")
+    jobs = [sql.one("""select procjobs.defer('send', '{"to": "ann"}', lock => 'l')""") for _ in range(3)]
+    running = worker("send", "other")
+    for end in (running.finish, running.fail):
+        (job,) = running.claim()
+        assert end(job)
+    sql("select * from procjobs.heartbeat(%s)", running.id)
+    sql("select procjobs.upkeep()")
+    sql("select procjobs.rescue_jobs()")
+    sql("select procjobs.drain_worker(%s), procjobs.stop_worker(%s)", running.id, running.id)
+    for query in (
+        "select * from procrastinate_jobs",
+        "select * from procjobs.jobs",
+        f"select procjobs.cancel({jobs[2]})",
+        "select procjobs.pause_queue('q')",
+    ):
+        denied(sql, query)
+
+
+def test_a_reader_looks_and_changes_nothing(
+    sql: Sql, register: Callable[..., int], acting: Callable[[str], None]
+) -> None:
+    register("send", None)
+    job = sql.one("select procjobs.defer('send')")
+    acting("procjobs_reader")
+    for view in ("jobs", "dead_letters", "attempts", "actions", "queues", "workers", "tasks"):
+        sql(f"select * from procjobs.{view}")
+    for updatable in ("attempts", "actions", "tasks"):
+        denied(sql, f"delete from procjobs.{updatable}")
+    for call in (
+        f"why_not_running({job})",
+        f"job_timeline({job})",
+        f"job_report({job})",
+        "list_jobs()",
+        "list_queues()",
+        "list_workers()",
+    ):
+        assert sql(f"select * from procjobs.{call}") is not None
+    for query in (
+        "select procjobs.defer('send')",
+        f"select procjobs.retry({job})",
+        "select * from procjobs.notification_jobs",
+    ):
+        denied(sql, query)
+
+
+def test_an_admin_acts_and_looks_and_enqueues(
+    sql: Sql, register: Callable[..., int], acting: Callable[[str], None]
+) -> None:
+    register("send", None)
+    acting("procjobs_admin")
+    job = sql.one("select procjobs.defer('send', '{\"a\": 1}')")
+    assert sql.one("select args from procjobs.jobs") == {"a": 1}
+    assert sql.one("select procjobs.cancel(%s)", job) == "cancelled"
+    assert sql.one("select procjobs.retry(%s)", job) is True
+    assert sql.one("select procjobs.pause_queue('q')") is True
+    assert sql.one("select procjobs.resume_queue('q')") is True
+    sql("select * from procjobs.notification_jobs, procjobs.notification_delivery_logs")
+    for query in (
+        "select * from procrastinate_jobs",
+        "delete from procjobs.job_history",
+        "update procjobs.job_events set actor = 'x'",
+    ):
+        denied(sql, query)
+
+
+def test_actions_name_the_user_who_logged_in_not_the_owner(sql: Sql, register: Callable[..., int], dsn: str) -> None:
+    register("send", None)
+    job = sql.one("select procjobs.defer('send')")
+    sql("select procjobs.cancel(%s)", job)
+    assert sql.one("select actor from procjobs.actions") == sql.one("select session_user::text") != "procjobs_owner"
+
+
+# objects of the same name elsewhere
+
+
+def test_objects_that_shadow_ours_or_the_catalogs_are_not_used(
+    sql: Sql, register: Callable[..., int], worker: Callable[..., Worker]
+) -> None:
+    register("send", SEND)
+    trap = "language plpgsql as $$ begin raise exception 'trapped in %', '{}'; end $$"
+    for signature, result in (
+        ("jsonb_typeof(jsonb)", "text"),
+        ("jsonb_typeof(anyelement)", "text"),
+        ("pg_notify(text, text)", "void"),
+        ("statement_timestamp()", "timestamptz"),
+        ("current_setting(text, boolean)", "text"),
+        ("octet_length(text)", "integer"),
+        ("array_remove(text[], text)", "text[]"),
+        ("format(text, text)", "text"),
+        ("length(text)", "integer"),
+    ):
+        for schema in ("public", "pg_temp"):
+            sql(f"create function {schema}.{signature} returns {result} {trap.format(signature)}")
+    for operator, function in (("=", "eq"), ("->>", "arrow")):
+        sql(f"create function public.{function}(jsonb, text) returns text {trap.format(operator)}")
+        sql(f"create operator public.{operator} (leftarg = jsonb, rightarg = text, function = public.{function})")
+    for table in ("procrastinate_jobs", "tasks", "job_history", "pg_roles", "pg_class"):
+        sql(f"create temporary table {table} (id text)")
+
+    sql("set search_path = pg_temp, public, pg_catalog")
+    job = sql.one("""select procjobs.defer('send', '{"to": "ann"}', unique_key => 'k', lock => 'l')""")
+    sql("""select * from procjobs.defer_many('[{"task": "send", "args": {"to": "a"}, "tags": ["t"]}]')""")
+    running = worker("send")
+    assert job in running.claim()
+    running.finish(job)
+    assert sql.one("select procjobs.retry(%s)", job) is True
+    sql("select procjobs.why_not_running(%s)", job)
+    assert sql("select * from procjobs.list_jobs()")
+    assert sql("select * from procjobs.job_timeline(%s)", job)
+    assert sql.one("select procjobs.cancel(%s)", job) == "cancelled"
+    sql("select procjobs.pause_queue('q'), procjobs.resume_queue('q')")
+    sql("select procjobs.upkeep()")
+    with pytest.raises(psycopg.Error, match="signature"):
+        sql("insert into public.procrastinate_jobs (queue_name, task_name) values ('q', 'send')")
