@@ -28,7 +28,7 @@ __all__ = ["App", "Blueprint", "default_app"]
 class Blueprint(blueprints.Blueprint):
     """Procrastinate's Blueprint; its tasks may also say `execution="process"`."""
 
-    def task(self, _func: Any = None, *, execution: str | None = None, **options: Any) -> Any:  # type: ignore[override]
+    def task(self, _func: Any = None, *, execution: str | None = None, **options: Any) -> Any:
         """Declare a task: Procrastinate's options, and
 
         execution: "process" runs a CPU-bound task in a process of its own, which cancelling kills. The function must
@@ -201,7 +201,7 @@ class App(Blueprint, procrastinate.App):
             database, self._database = self._database, None
             await database.close()
 
-    async def run_worker_async(self, **kwargs: Any) -> None:  # type: ignore[override]
+    async def run_worker_async(self, **kwargs: Any) -> None:
         """Procrastinate's `run_worker_async` on our worker: takes its options, and `finished_jobs`, `kill_timeout`.
 
         Raises ShutdownIncomplete when jobs had to be left behind.
@@ -216,7 +216,7 @@ class App(Blueprint, procrastinate.App):
         from procjobs.db import Link
         from procjobs.engine.registration import describe_tasks, register
 
-        self.perform_import_paths()
+        self.perform_import_paths()  # type: ignore[no-untyped-call]
         link = Link(self.target, "procjobs register")
         try:
             return await register(link, describe_tasks(self), "register_tasks")

@@ -38,7 +38,7 @@ def call_query(function: str, arguments: Sequence[str], *, prefix: str = "") -> 
         if not _NAME.fullmatch(name):
             raise ValueError(f"not a name of a function or argument: {name!r}")
     listed = ", ".join(f'"{name}" => %({name})s' for name in arguments)
-    return cast(LiteralString, f"{prefix}select * from procjobs.{function}({listed})")
+    return f"{prefix}select * from procjobs.{function}({listed})"
 
 
 def _adapt(value: Any) -> Any:

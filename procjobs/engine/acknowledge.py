@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +24,11 @@ logger = logging.getLogger("procjobs.worker")
 _FINISH = "select * from procjobs.finish_jobs(%s, %s::bigint[], %s::int[], %s)"
 _SETTLE = "select id, result from procjobs.settle_jobs(%s, %s::jsonb)"
 #: Serialization failure, deadlock, lock not available, query cancelled: the same call may well succeed next time.
-_TRANSIENT = ("40001", "40P01", "55P03", "57014")
+_TRANSIENT = ("40001", "40P01", "57014")
+#: Somebody's open transaction holds a row for longer than the lock_timeout of finish_jobs and settle_jobs.
+_ROW_HELD = "55P03"
+#: Data exceptions, broken constraints, exceeded limits: the same call never succeeds.
+_UNACCEPTABLE = ("22", "23", "54")
 _LARGEST_BATCH = 1000
 
 Settlement = tuple[Claimed, dict[str, Any]]
@@ -65,7 +70,7 @@ class Acknowledger:
                 try:
                     await self._send_finished(self._current(finished))
                     await self._send_settled(settled)
-                except asyncio.CancelledError:
+                except BaseException:
                     self._finished, self._settled = finished + self._finished, settled + self._settled
                     raise
 
@@ -88,8 +93,10 @@ class Acknowledger:
                 half = len(jobs) // 2
                 await self._send_finished(jobs[:half])
                 await self._send_finished(jobs[half:])
+            elif error.sqlstate == _ROW_HELD:
+                self._again_later(error, self.finished, jobs[0])
             else:
-                await self._send_settled([(jobs[0], _unfinishable(error))])
+                await self._send_settled([(jobs[0], _unrecordable(error, "succeeded"))])
             return
         if len(rows) < len(jobs) and not repeated:
             ended = {row[0] for row in rows}
@@ -103,29 +110,37 @@ class Acknowledger:
         if not settled:
             return
         batch = [{"id": job.id, "lease": job.lease, **settlement} for job, settlement in settled]
-        backoff = Backoff(1.0, 30.0)
-        while True:
-            try:
-                rows, repeated = await self._persist(_SETTLE, (self.worker_id, json.dumps(batch)))
-                break
-            except DatabaseError as error:
-                if len(settled) > 1:
-                    half = len(settled) // 2
-                    await self._send_settled(settled[:half])
-                    await self._send_settled(settled[half:])
-                    return
-                logger.error(
-                    "the end of job %s cannot be recorded, trying again: %s", batch[0]["id"], error,
-                    extra={"action": "settle_failed", "job_id": batch[0]["id"]},
-                )
-                await backoff.wait()
-                if settled[0][0].fenced:
-                    self._on_durable([settled[0][0]])
-                    return
+        try:
+            rows, repeated = await self._persist(_SETTLE, (self.worker_id, json.dumps(batch, default=str)))
+        except DatabaseError as error:
+            if len(settled) > 1:
+                half = len(settled) // 2
+                await self._send_settled(settled[:half])
+                await self._send_settled(settled[half:])
+            else:
+                self._settle_otherwise(*settled[0], error)
+            return
         if not repeated:
             stale = {row[0] for row in rows if row[1] == "stale"}
             self._report_stale([job for job, _ in settled if job.id in stale])
         self._on_durable([job for job, _ in settled])
+
+    def _settle_otherwise(self, job: Claimed, settlement: dict[str, Any], error: DatabaseError) -> None:
+        """An end that the database cannot take becomes a plain failure; where it is not the end's fault, it is tried again."""
+        final = settlement.get("error_class") == _UNRECORDABLE
+        if (error.sqlstate or "").startswith(_UNACCEPTABLE) and not final:
+            settlement = _unrecordable(error, settlement["outcome"])
+            self.settled(job, settlement)
+        else:
+            self._again_later(error, self.settled, job, settlement)
+
+    def _again_later(self, error: DatabaseError, send: Callable[..., None], job: Claimed, *more: Any) -> None:
+        """One job whose end cannot be recorded now must not keep the others: they go on, and it comes again."""
+        logger.error(
+            "the end of job %s cannot be recorded, trying again: %s", job.id, error,
+            extra={"action": "settle_failed", "job_id": job.id},
+        )
+        asyncio.get_running_loop().call_later(random.uniform(1.0, 2.0), send, job, *more)
 
     async def _persist(self, query: Any, parameters: tuple[Any, ...]) -> tuple[list[Any], bool]:
         """Rows, and whether an earlier try may have taken effect without our seeing its reply."""
@@ -153,10 +168,13 @@ class Acknowledger:
             )
 
 
-def _unfinishable(error: DatabaseError) -> dict[str, Any]:
+_UNRECORDABLE = "AcknowledgementFailed"
+
+
+def _unrecordable(error: DatabaseError, ended: str) -> dict[str, Any]:
     return {
         "outcome": "failed",
         "retry": "never",
-        "error_class": "AcknowledgementFailed",
-        "error_message": f"the job succeeded, but its end could not be recorded: {error}",
+        "error_class": _UNRECORDABLE,
+        "error_message": f"the job ended as {ended}, but this could not be recorded: {error}",
     }

@@ -182,9 +182,8 @@ def _adapter(name: str, fields: dict[str, Any], extra: str) -> tuple[dict[str, A
     from pydantic import ConfigDict, TypeAdapter
     from typing_extensions import NotRequired, TypedDict
 
-    shape: Any = TypedDict(  # type: ignore[operator]
-        "Arguments", {key: NotRequired[kind] if optional else kind for key, (kind, optional) in fields.items()}
-    )
+    make: Any = TypedDict
+    shape = make("Arguments", {key: NotRequired[kind] if optional else kind for key, (kind, optional) in fields.items()})
     shape.__pydantic_config__ = ConfigDict(extra=extra, title=name)  # type: ignore[typeddict-item]
-    adapter = TypeAdapter(shape)
+    adapter: Any = TypeAdapter(shape)
     return adapter.json_schema(), adapter

@@ -21,7 +21,7 @@ class Backoff:
 
     def next(self) -> float:
         """Seconds to wait now."""
-        wait = min(self._longest, self._first * 2 ** min(self._failures, 16))
+        wait: float = min(self._longest, self._first * 2 ** min(self._failures, 16))
         self._failures += 1
         return wait * random.uniform(0.5, 1.0)
 

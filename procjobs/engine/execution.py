@@ -85,7 +85,7 @@ class Executor:
             else:
                 value = await self._call(plan, job, arguments)
             if isinstance(value, Verdict):
-                return value.settlement()
+                return _storable(value.settlement())
             return None
         except BaseException as error:  # whatever a job does, the worker lives
             return self._judge(plan, job, error)
@@ -193,6 +193,11 @@ def _describe(error: BaseException) -> dict[str, Any]:
         "error_message": _text(message),
         "traceback": _text(trace, _LONGEST_TRACEBACK),
     }
+
+
+def _storable(settlement: dict[str, Any]) -> dict[str, Any]:
+    """Reasons are the task's own words, or whatever else it gave."""
+    return {key: value if isinstance(value, int | float) else _text(str(value)) for key, value in settlement.items()}
 
 
 def _text(text: str, longest: int = _LONGEST_MESSAGE) -> str:

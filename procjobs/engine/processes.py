@@ -75,7 +75,12 @@ class Processes:
     async def _ask(self, child: _Child, request: tuple[str, str, str]) -> Any:
         loop = asyncio.get_running_loop()
         answered = loop.create_future()
-        loop.add_reader(child.pipe.fileno(), lambda: answered.done() or answered.set_result(None))
+
+        def on_readable() -> None:
+            if not answered.done():
+                answered.set_result(None)
+
+        loop.add_reader(child.pipe.fileno(), on_readable)
         try:
             child.pipe.send(request)
             await answered

@@ -5,6 +5,7 @@ The rule itself is SQL (`procjobs.retry_delay`, `procjobs.settle_failure`); a `R
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -42,8 +43,8 @@ class Retry(BaseRetryStrategy):
     def __post_init__(self) -> None:
         if self.max_attempts < 1:
             raise ValueError(f"max_attempts={self.max_attempts}: runs in all, so at least 1")
-        if self.base_seconds < 0 or self.cap_seconds < self.base_seconds:
-            raise ValueError(f"base={self.base!r}, cap={self.cap!r}: 0 <= base <= cap is required")
+        if not 0 <= self.base_seconds <= self.cap_seconds < math.inf:
+            raise ValueError(f"base={self.base!r}, cap={self.cap!r}: 0 <= base <= cap is required, in finite seconds")
 
     @property
     def base_seconds(self) -> float:
@@ -63,7 +64,7 @@ class Retry(BaseRetryStrategy):
         if runs >= self.max_attempts or not self.applies_to(exception):
             return None
         wait = min(self.cap_seconds, self.base_seconds * 2 ** (runs - 1))
-        return RetryDecision(retry_in={"seconds": wait})  # type: ignore[typeddict-item]  # seconds may be fractional
+        return RetryDecision(retry_in={"seconds": wait})
 
 
 class Verdict:
@@ -76,9 +77,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Snooze(Verdict):
-    """Run again after `delay` (seconds or timedelta); spends no attempt."""
+    """Run again after `delay` (seconds or timedelta); spends no attempt. Raises ValueError for an endless delay."""
 
     delay: float | timedelta
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(_seconds(self.delay)):
+            raise ValueError(f"delay={self.delay!r}: a finite number of seconds is required")
 
     def settlement(self) -> dict[str, Any]:
         return {"outcome": "snoozed", "delay": max(0.0, _seconds(self.delay))}

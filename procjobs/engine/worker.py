@@ -119,7 +119,7 @@ class Worker(UpstreamWorker):
         try:
             await asyncio.shield(main)
         except asyncio.CancelledError:
-            self.stop()
+            self.stop()  # type: ignore[no-untyped-call]
             await main
             raise
         finally:
@@ -128,12 +128,12 @@ class Worker(UpstreamWorker):
     async def _main(self) -> None:
         sides: list[asyncio.Task[None]] = []
         try:
-            await self._enter_when_possible()
-            sides += [
-                asyncio.create_task(self._supervise(name, side), name=f"procjobs {name}")
-                for name, side in self._side_jobs().items()
-            ]
-            with self._signals():
+            with self._signals():  # from before the registration: a worker that others see alive stops in order
+                await self._enter_when_possible()
+                sides += [
+                    asyncio.create_task(self._supervise(name, side), name=f"procjobs {name}")
+                    for name, side in self._side_jobs().items()
+                ]
                 try:
                     await self._claim_until_stopped()
                 finally:
@@ -233,7 +233,7 @@ class Worker(UpstreamWorker):
             if self._stop_event.is_set():
                 logger.warning("second signal: leaving at once", extra={"action": "hard_stop"})
                 self._hard_stop.set()
-            self.stop()
+            self.stop()  # type: ignore[no-untyped-call]
 
         previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         for number in previous:
@@ -298,8 +298,8 @@ class Worker(UpstreamWorker):
             await self._pause(self.fetch_job_polling_interval * random.uniform(0.9, 1.0))
         elif self._held:
             await self._pause(None if not claimed else 0.0)
-        elif not claimed:
-            return False
+        elif not claimed and not self._work_event.is_set():
+            return False  # and nothing ended while we asked, which might have let others go
         return True
 
     async def _claim(self, room: int) -> list[Claimed]:
@@ -519,7 +519,8 @@ class Worker(UpstreamWorker):
             )
             for job in list(self._held.values()):
                 self._interrupt(job, AbortReason.SHUTDOWN)
-            await self._until_idle(1.0 if self._hard_stop.is_set() else self._kill_timeout)
+            hurry = self._hard_stop.is_set()
+            await self._until_idle(1.0 if hurry else self._kill_timeout, hastened=not hurry)
         if self._heartbeat is not None:
             await asyncio.to_thread(self._heartbeat.stop)
         await self._tell("select procjobs.stop_worker(%s)")
@@ -528,15 +529,16 @@ class Worker(UpstreamWorker):
             self._abandon(left)
         logger.info("worker %s stopped", self._label(), extra={"action": "worker_stopped"})
 
-    async def _until_idle(self, seconds: float | None) -> None:
-        """Wait until every job's end is durable, the time is over, or a second signal comes."""
+    async def _until_idle(self, seconds: float | None, *, hastened: bool = True) -> None:
+        """Wait until every job's end is durable, the time is over, or (hastened) a second signal comes."""
         deadline = None if seconds is None else time.monotonic() + seconds
-        while self._held and not self._hard_stop.is_set():
+        events = [self._work_event, self._hard_stop] if hastened else [self._work_event]
+        while self._held and not (hastened and self._hard_stop.is_set()):
             self._work_event.clear()
             remaining = None if deadline is None else deadline - time.monotonic()
             if remaining is not None and remaining <= 0:
                 return
-            waiters = [asyncio.ensure_future(event.wait()) for event in (self._work_event, self._hard_stop)]
+            waiters = [asyncio.ensure_future(event.wait()) for event in events]
             await asyncio.wait(waiters, timeout=remaining, return_when=asyncio.FIRST_COMPLETED)
             for waiter in waiters:
                 waiter.cancel()

@@ -1,0 +1,6 @@
+"""python -m procjobs"""
+
+from procjobs.cli import main
+
+if __name__ == "__main__":
+    main()

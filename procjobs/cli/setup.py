@@ -1,0 +1,78 @@
+"""init, migrate and check: the files of an application, its schema, and whether both are right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from procjobs.cli.database import database_options, dsn_of, load_settings
+from procjobs.cli.output import json_option, print_json
+
+__all__ = ["check", "init", "migrate"]
+
+_TEMPLATES = ("procjobs.toml", "host.sql")
+
+
+@click.command(short_help="Write procjobs.toml and host.sql.")
+@click.argument("folder", type=click.Path(file_okay=False), default=".")
+@click.option("--force", is_flag=True, help="Overwrite files that are there.")
+def init(folder: str, force: bool) -> None:
+    """Write procjobs.toml and host.sql, both commented, into FOLDER."""
+    from procjobs.errors import ProcjobsError
+
+    target = Path(folder)
+    there = [name for name in _TEMPLATES if (target / name).exists()]
+    if there and not force:
+        raise ProcjobsError(
+            f"{' and '.join(there)} exist in {target} already", hint="--force overwrites, another FOLDER keeps"
+        )
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for name in _TEMPLATES:
+            (target / name).write_text(_template(name), encoding="utf-8")
+            click.echo(f"wrote {target / name}")
+    except OSError as error:
+        raise ProcjobsError(f"{target} cannot be written: {error.strerror}", hint="choose another FOLDER") from error
+    click.echo("Next: bind the views in host.sql to your tables, set dsn in procjobs.toml, then run: procjobs migrate")
+
+
+def _template(name: str) -> str:
+    from importlib.resources import files
+
+    return (files("procjobs") / "templates" / "init" / name).read_text(encoding="utf-8")
+
+
+@click.command(short_help="Bring the database to this version.")
+@database_options
+def migrate(dsn: str | None, data: str | None) -> None:
+    """Bring the database to this version: tables, functions, then your host.sql. Safe to run twice or at once."""
+    from procjobs import migrate as migrations
+
+    settings = load_settings(dsn=dsn, data=data)
+    report = migrations.migrate(dsn_of(settings), host_sql=settings.host_sql, log=click.echo)
+    if report.adopted is not None:
+        click.echo(f"adopted the Procrastinate in schema {report.upstream_schema}; every job was kept")
+    for note in report.notes:
+        click.echo(f"note: {note}")
+    click.echo(f"{'migrated to' if report.changed else 'nothing to do, the database is at'} revision {report.revision}")
+
+
+@click.command(short_help="Compare the database with this version.")
+@json_option
+@database_options
+def check(dsn: str | None, data: str | None, as_json: bool) -> None:
+    """Say whether the database is as this version left it; exit code 1 if not."""
+    from procjobs import migrate as migrations
+
+    settings = load_settings(dsn=dsn, data=data)
+    problems = migrations.check(dsn_of(settings), host_sql=settings.host_sql)
+    if as_json:
+        print_json([str(problem) for problem in problems])
+    else:
+        for problem in problems:
+            click.echo(f"- {problem}")
+        if not problems:
+            click.echo("The database is as this version of procjobs left it.")
+    if problems:
+        click.get_current_context().exit(1)
