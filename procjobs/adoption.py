@@ -145,7 +145,7 @@ def catch_up(connection: Raw, schema: str) -> list[str]:
     """Apply what an existing installation of Procrastinate 3.x lacks; returns the files applied."""
     conditions = ", ".join([_BASE, *(step.applied for step in _STEPS)])
     row = connection.execute(
-        f"select {conditions} from pg_catalog.pg_namespace s where s.nspname = %s",  # noqa: S608  (constants above)
+        f"select {conditions} from pg_catalog.pg_namespace s where s.nspname = %s",
         [schema],
     ).fetchone()
     base, *applied = row or (False,)

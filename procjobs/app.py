@@ -150,7 +150,7 @@ class App(Blueprint, procrastinate.App):
         if not isinstance(self.connector, procrastinate.PsycopgConnector):
             return super()._worker(**kwargs)  # in-memory and foreign connectors: upstream's worker
         options: dict[str, Any] = {**self.worker_defaults, **kwargs}
-        listen = self._listen_dsn
+        listen = self._listen_dsn or self.settings.listen_dsn
         return Worker(
             app=self,
             target=self.target,

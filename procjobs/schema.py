@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,9 @@ __all__ = ["ROLES", "Plan", "Raw", "Resources", "State", "objects", "read_state"
 
 Raw = psycopg.Connection[Any]
 Log = Callable[[str], None]
+
+#: How our SQL names the schema of Procrastinate's tables, and of our indexes on them.
+_UPSTREAM = re.compile(r"\bpublic\.(?=(?:idx_)?procrastinate_|pj_)")
 
 ROLES = ("procjobs_owner", "procjobs_producer", "procjobs_worker", "procjobs_reader", "procjobs_admin")
 
@@ -88,7 +92,7 @@ class Plan:
         text = path.read_text(encoding="utf-8")
         if upstream_schema != "public":
             quoted = sql.Identifier(upstream_schema).as_string(connection)
-            text = text.replace("public.procrastinate_", f"{quoted}.procrastinate_")
+            text = _UPSTREAM.sub(lambda _: f"{quoted}.", text)
         try:
             connection.execute(text.encode())
         except (pg.DeadlockDetected, pg.LockNotAvailable, pg.SerializationFailure):

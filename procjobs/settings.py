@@ -271,7 +271,7 @@ def _checked(base: Settings, given: Mapping[str, tuple[Any, str]]) -> Settings:
     result = replace(base, **values)
     problems += _conflicts(result)
     if problems:
-        raise SettingsError("; ".join(problems), hint="procjobs doctor shows every setting and where it comes from")
+        raise SettingsError("; ".join(problems), hint="flags win over the environment, that over procjobs.toml")
     return result
 
 

@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,56 +106,77 @@ def test_a_killed_server_starts_again_at_once(server: EmbeddedPostgres, eventual
 PARENT = """
 import sys, time
 from pathlib import Path
-from procjobs.embedded import EmbeddedPostgres
-postgres = EmbeddedPostgres(Path(sys.argv[1]), server_settings={"fsync": "off"}).start()
+from procjobs import embedded, launch
+if "untold" in sys.argv:
+    launch._LAUNCHER = launch._LAUNCHER.replace("prctl(1, 2)", "pass")
+postgres = embedded.EmbeddedPostgres(Path(sys.argv[1]), server_settings={"fsync": "off"}).start()
 print(postgres.pid, flush=True)
 time.sleep(600)
 """
 
 
-def parent_of(place: Path) -> tuple[subprocess.Popen[str], int]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(place)],
+def orphan_of(place: Path, *options: str, stopped: bool = False) -> int:
+    """The process id of a server whose parent was killed just now."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(place), *options],
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parent.parent,
     )
-    assert process.stdout is not None
-    pid = int(process.stdout.readline())
-    process.stdout.close()
-    return process, pid
-
-
-def test_it_dies_with_its_parent_and_starts_again(place: Path, eventually: Eventually) -> None:
-    parent, pid = parent_of(place)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    parent.stdout.close()
     assert alive(pid)
+    if stopped:
+        os.kill(pid, signal.SIGSTOP)
     parent.kill()
     parent.wait()
-    # At once, while the orphan may still be shutting down: the start waits for it.
-    with EmbeddedPostgres(place, server_settings=FAST) as postgres:
-        assert ask(postgres.dsn(), "select 1") == 1
-        assert postgres.pid != pid
+    return pid
+
+
+def test_it_dies_with_its_parent(place: Path, eventually: Eventually) -> None:
+    pid = orphan_of(place)
     eventually(lambda: not alive(pid))
 
 
-def test_an_orphan_that_was_not_told_is_stopped(place: Path, eventually: Eventually) -> None:
-    """As on systems without a parent death signal: the server lives on without its parent."""
-    parent, pid = parent_of(place)
-    os.kill(pid, signal.SIGSTOP)
-    parent.kill()
-    parent.wait()
-    postgres = EmbeddedPostgres(place, server_settings=FAST, timeout=0.3)
-    with pytest.raises(ServerError, match=rf"process {pid}\) does not stop"):
-        postgres.start()
-    os.kill(pid, signal.SIGCONT)
+def test_it_starts_again_at_once_after_its_parent_was_killed(place: Path) -> None:
+    pid = orphan_of(place)
     with EmbeddedPostgres(place, server_settings=FAST) as postgres:
+        assert ask(postgres.dsn(), "select 1") == 1
         assert not alive(pid)
 
 
+def test_an_orphan_that_was_not_told_is_stopped(place: Path) -> None:
+    """As on systems without a parent death signal: the server lives on without its parent."""
+    pid = orphan_of(place, "untold")
+    assert alive(pid)
+    with EmbeddedPostgres(place, server_settings=FAST) as postgres:
+        assert ask(postgres.dsn(), "select 1") == 1
+        assert not alive(pid)
+
+
+def test_an_orphan_that_does_not_stop_is_named(place: Path, eventually: Eventually) -> None:
+    pid = orphan_of(place, stopped=True)
+    with pytest.raises(ServerError, match=rf"process {pid}\) does not stop"):
+        EmbeddedPostgres(place, server_settings=FAST, timeout=0.2).start()
+    os.kill(pid, signal.SIGCONT)
+    eventually(lambda: not alive(pid))
+
+
 def test_a_pid_file_that_names_another_process_is_no_obstacle(server: EmbeddedPostgres) -> None:
+    """After a reboot the number may belong to anything of the same user; that is left alone."""
     server.stop()
-    (server.data / "postmaster.pid").write_text(f"{os.getppid()}\n{server.data}\n1\n5432\n\n\n0 0\nready\n")
-    assert ask(server.start().dsn(), "select 1") == 1
+    owner = server.data.stat()
+    other = subprocess.Popen(["sleep", "600"], user=owner.st_uid, group=owner.st_gid, cwd="/")
+    try:
+        pidfile = server.data / "postmaster.pid"
+        pidfile.write_text(f"{other.pid}\n{server.data}\n1\n5432\n\n\n0 0\nready\n")
+        os.chown(pidfile, owner.st_uid, owner.st_gid)
+        assert ask(server.start().dsn(), "select 1") == 1
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
 
 
 def test_two_processes_never_share_a_data_folder(server: EmbeddedPostgres) -> None:
@@ -217,14 +239,13 @@ def test_missing_binaries_are_named(place: Path, tmp_path: Path) -> None:
 
 def test_the_server_outlives_the_thread_that_started_it(place: Path) -> None:
     """The death signal is tied to the thread that forked, not to the process."""
-    import threading
-
     postgres = EmbeddedPostgres(place, server_settings=FAST)
     thread = threading.Thread(target=postgres.start)
     thread.start()
     thread.join()
     try:
-        assert ask(postgres.dsn(), "select 1") == 1
+        # A server that was told to stop would end this statement.
+        assert ask(postgres.dsn(), "select 1 from pg_sleep(0.3)") == 1
     finally:
         postgres.stop()
 

@@ -268,6 +268,13 @@ class TestAdoption:
         assert migrate.check(dsn) == []
         assert not migrate.migrate(dsn).changed
 
+    def test_many_at_once_adopt_once(self, empty_dsn: str) -> None:
+        install_upstream(empty_dsn, RELEASES["3.0"])
+        with ThreadPoolExecutor(4) as pool:
+            reports = list(pool.map(lambda _: migrate.migrate(empty_dsn), range(4)))
+        assert sorted(report.changed for report in reports) == [False] * 3 + [True]
+        assert migrate.check(empty_dsn) == []
+
     def test_the_tables_may_be_in_any_schema(self, databases: Databases, dump: Callable[..., str]) -> None:
         dsn = databases.make()
         install_current(dsn, '"Back Office"')
@@ -335,6 +342,14 @@ DRIFTS = {
     "changed: function procjobs.clock()": "alter function procjobs.clock() volatile",
     "changed: schema procjobs": "grant usage on schema procjobs to public",
     "missing: index public.pj_jobs_due": "drop index public.pj_jobs_due",
+    "changed: trigger pj_after_insert on public.procrastinate_jobs": (
+        "alter table public.procrastinate_jobs disable trigger pj_after_insert"
+    ),
+    "changed: view procjobs.jobs": "alter view procjobs.jobs set (security_barrier)",
+    "changed: type public.procrastinate_job_status": (
+        "alter type public.procrastinate_job_status add value 'surprised'"
+    ),
+    "changed: table procjobs.job_attempts": "grant select on procjobs.job_attempts to public",
     "changed: table procjobs.tasks": "alter table procjobs.tasks add column extra text",
     "not ours: function procjobs.stray()": "create function procjobs.stray() returns int language sql as 'select 1'",
     "not ours: trigger stray on public.procrastinate_jobs": (

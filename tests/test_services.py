@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from procjobs.app import default_app
+from procjobs.settings import Settings
 from tests.processes import environment, procjobs_command, sentence, wait_for
 
 APP = """
@@ -122,6 +124,11 @@ def test_an_app_that_names_its_own_database_and_options_needs_no_setting(here: P
     said = procjobs_command("worker", "--app", "own.app", "--one-shot", cwd=here)
     assert said.returncode == 0, said.stderr
     assert sql("select concurrency from procjobs.workers") == [(3,)]
+
+
+def test_a_direct_connection_for_listen_is_taken_from_the_settings() -> None:
+    settings = Settings(dsn="postgresql://pooler/shop", listen_dsn="postgresql://direct/shop")
+    assert default_app(settings)._worker()._listen_target.conninfo == "postgresql://direct/shop"  # type: ignore[attr-defined]
 
 
 def test_without_an_app_it_runs_procjobs_own_tasks(here: Path, dsn: str, sql: Any) -> None:

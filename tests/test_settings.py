@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import procjobs
 from procjobs.errors import SettingsError
 from procjobs.settings import Settings
 
@@ -182,3 +185,15 @@ def test_settings_cannot_be_changed() -> None:
 
 def test_every_field_says_what_it_is_for() -> None:
     assert all(field.metadata["about"] for field in dataclasses.fields(Settings))
+
+
+def test_the_template_of_init_names_every_setting() -> None:
+    """Each of its lines, taken out of its comment, is a setting that is taken; none is left out but the tokens."""
+    template = (Path(procjobs.__file__).parent / "templates" / "init" / "procjobs.toml").read_text()
+    shown = re.sub(r"(?m)^# (?=\w+ = )", "", template)
+    loaded = load(config=toml(shown))
+    assert loaded.smtp_host == "smtp.example.com"
+    content = tomllib.loads(shown)
+    names = {name for name, value in content.items() if not isinstance(value, dict)}
+    names |= {f"{table}_{name}" for table, value in content.items() if isinstance(value, dict) for name in value}
+    assert {field.name for field in dataclasses.fields(Settings)} - names == {"user_token", "admin_token"}

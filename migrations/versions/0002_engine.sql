@@ -73,6 +73,19 @@ create unique index procrastinate_jobs_queueing_lock_idx_v1 on public.procrastin
   where status = 'todo' and queueing_lock is not null;
 create unique index pj_jobs_unique_key on public.procrastinate_jobs (pj_unique_key)
   where pj_unique_key is not null and status in ('todo', 'doing');
+do $$
+begin
+  execute (
+    select format('drop index %s', i.indexrelid::regclass)
+    from pg_index i
+    join pg_class c on c.oid = i.indexrelid
+    where i.indrelid = 'public.procrastinate_jobs'::regclass
+      and c.relname = 'idx_procrastinate_jobs_worker_not_null'
+  );
+end
+$$;
+create index pj_jobs_running on public.procrastinate_jobs (worker_id)
+  where status = 'doing';
 create index pj_jobs_ready on public.procrastinate_jobs (queue_name, priority desc, id)
   where status = 'todo' and pj_waits_for is null;
 create index pj_jobs_due on public.procrastinate_jobs (scheduled_at)

@@ -109,7 +109,8 @@ class Acknowledger:
         settled = [(job, settlement) for job, settlement in settled if not job.fenced]
         if not settled:
             return
-        batch = [{"id": job.id, "lease": job.lease, **settlement} for job, settlement in settled]
+        keep = self._finished_jobs == "keep"
+        batch = [{"id": job.id, "lease": job.lease, "keep": keep, **settlement} for job, settlement in settled]
         try:
             rows, repeated = await self._persist(_SETTLE, (self.worker_id, json.dumps(batch, default=str)))
         except DatabaseError as error:

@@ -179,8 +179,10 @@ def _usable(annotation: Any) -> Any:
 
 
 def _adapter(name: str, fields: dict[str, Any], extra: str) -> tuple[dict[str, Any], Any]:
+    from typing import NotRequired
+
     from pydantic import ConfigDict, TypeAdapter
-    from typing_extensions import NotRequired, TypedDict
+    from typing_extensions import TypedDict
 
     make: Any = TypedDict
     shape = make("Arguments", {key: NotRequired[kind] if optional else kind for key, (kind, optional) in fields.items()})

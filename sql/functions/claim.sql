@@ -274,21 +274,24 @@ begin
       -- Limits on rate and concurrency have their place here: between what may run and what is started.
       v_ids := v_pass.taken[1:v_missing];
 
-      return query
-      with started as (
-        update public.procrastinate_jobs j
-        set status = 'doing',
-            worker_id = p_worker,
-            pj_lease = j.pj_lease + 1,
-            pj_started_at = v_now
-        where j.id = any (v_ids)
-        returning j.*
-      )
-      select
-        s.id, s.pj_lease, s.task_name::text, s.args::text, s.lock, s.attempts, s.queue_name::text,
-        s.priority, s.queueing_lock, s.scheduled_at, s.pj_max_attempts
-      from started s
-      order by s.priority desc, s.id;
+      -- Not with an empty array, which the planner takes for a proof that any partial index will do.
+      if cardinality(v_ids) > 0 then
+        return query
+        with started as (
+          update public.procrastinate_jobs j
+          set status = 'doing',
+              worker_id = p_worker,
+              pj_lease = j.pj_lease + 1,
+              pj_started_at = v_now
+          where j.id = any (v_ids)
+          returning j.*
+        )
+        select
+          s.id, s.pj_lease, s.task_name::text, s.args::text, s.lock, s.attempts, s.queue_name::text,
+          s.priority, s.queueing_lock, s.scheduled_at, s.pj_max_attempts
+        from started s
+        order by s.priority desc, s.id;
+      end if;
 
       v_missing := v_missing - cardinality(v_ids);
       exit when v_missing <= 0 or v_pass.set_aside = 0 and not (v_pass.overtaken and v_width < c_widest);

@@ -59,6 +59,70 @@ $$;
 comment on function procjobs.living_workers() is
   'The workers whose jobs are theirs: ours that were not declared dead and have not left, and upstream''s whose heart beats.';
 
+create or replace function procjobs.stranded_jobs(p_max_jobs integer)
+returns bigint[]
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+  v_gone bigint[];
+  v_ids bigint[];
+  v_unowned bigint[];
+begin
+  -- A loose index scan: one probe a worker that runs something, however many jobs it runs.
+  with recursive runner(id) as (
+    (
+      select j.worker_id
+      from public.procrastinate_jobs j
+      where j.status = 'doing'
+        and j.worker_id is not null
+      order by j.worker_id
+      limit 1
+    )
+    union all
+    select (
+      select j.worker_id
+      from public.procrastinate_jobs j
+      where j.status = 'doing'
+        and j.worker_id > runner.id
+      order by j.worker_id
+      limit 1
+    )
+    from runner
+    where runner.id is not null
+  )
+  select array_agg(r.id)
+  into v_gone
+  from runner r
+  where r.id is not null
+    and r.id not in (select procjobs.living_workers());
+
+  if v_gone is not null then
+    v_ids := array(
+      select j.id
+      from public.procrastinate_jobs j
+      where j.status = 'doing'
+        and j.worker_id = any (v_gone)
+      limit p_max_jobs
+      for update skip locked
+    );
+  end if;
+  v_unowned := array(
+    select j.id
+    from public.procrastinate_jobs j
+    where j.status = 'doing'
+      and j.worker_id is null
+    limit p_max_jobs
+    for update skip locked
+  );
+  return array(select unnest(v_ids || v_unowned) order by 1);
+end
+$$;
+comment on function procjobs.stranded_jobs(integer) is
+  'Running jobs whose worker died, left, or is unknown; at most p_max_jobs of each kind, locked.';
+
 create or replace function procjobs.rescue_job(p_id bigint)
 returns text
 language plpgsql
@@ -124,19 +188,12 @@ as $$
 declare
   v_id bigint;
   v_count integer := 0;
-  v_failed integer := 0;
 begin
   perform procjobs.mark_dead_workers();
 
-  for v_id in
-    select j.id
-    from public.procrastinate_jobs j
-    where j.status = 'doing'
-      and not exists (select from procjobs.living_workers() l where l = j.worker_id)
-    order by j.id
-    for update of j skip locked
-  loop
-    exit when v_count >= p_max_jobs or v_failed >= 2 * p_max_jobs;
+  -- More than are rescued in one go, so that some that cannot be do not keep the others for ever.
+  foreach v_id in array procjobs.stranded_jobs(3 * p_max_jobs) loop
+    exit when v_count >= p_max_jobs;
     begin
       if procjobs.rescue_job(v_id) is not null then
         v_count := v_count + 1;
@@ -144,7 +201,6 @@ begin
     exception
       when others then
         -- One job that cannot be rescued must not keep the others: it is left for the next pass, and seen.
-        v_failed := v_failed + 1;
         raise warning 'job % could not be rescued: %', v_id, sqlerrm;
     end;
   end loop;

@@ -92,6 +92,29 @@ as $$
 $$;
 comment on function procjobs.bury_job(public.procrastinate_jobs, integer, integer) is 'Makes a running job a dead letter.';
 
+create or replace function procjobs.close_job(
+  p_job public.procrastinate_jobs, p_status public.procrastinate_job_status, p_reason text, p_result jsonb
+)
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_result ->> 'keep' is distinct from 'true' then
+    perform procjobs.archive_job(p_job.id, p_status, p_reason);
+    return;
+  end if;
+  update public.procrastinate_jobs
+  set status = p_status,
+      abort_requested = false,
+      pj_finished_at = procjobs.clock(),
+      pj_cancel = coalesce(pj_cancel, jsonb_build_object('reason', p_reason))
+  where id = p_job.id;
+end
+$$;
+comment on function procjobs.close_job(public.procrastinate_jobs, public.procrastinate_job_status, text, jsonb) is
+  'Ends a running job that neither succeeded nor failed: it goes to the history or, where the worker keeps finished jobs, stays.';
+
 create or replace function procjobs.settle_failure(p_job public.procrastinate_jobs, p_result jsonb)
 returns text
 language plpgsql
@@ -149,9 +172,8 @@ begin
   where j.queueing_lock = p_job.queueing_lock
     and j.status = 'todo';
   perform procjobs.note_attempt(p_job, 'superseded', p_result, null);
-  perform procjobs.archive_job(
-    p_job.id, 'cancelled',
-    format('superseded: job %s waits with the same queueing lock', v_sibling)
+  perform procjobs.close_job(
+    p_job, 'cancelled', format('superseded: job %s waits with the same queueing lock', v_sibling), p_result
   );
 end
 $$;
@@ -202,10 +224,11 @@ begin
     when 'cancelled', 'discarded' then
       perform procjobs.note_attempt(p_job, v_outcome, p_result, null);
       update public.procrastinate_jobs set attempts = attempts + 1 where id = p_job.id;
-      perform procjobs.archive_job(
-        p_job.id,
+      perform procjobs.close_job(
+        p_job,
         case when v_outcome = 'cancelled' then 'aborted' else 'cancelled' end::public.procrastinate_job_status,
-        coalesce(p_result ->> 'reason', p_job.pj_cancel ->> 'reason')
+        coalesce(p_result ->> 'reason', p_job.pj_cancel ->> 'reason'),
+        p_result
       );
       return v_outcome;
     when 'snoozed' then
@@ -221,7 +244,7 @@ begin
   if p_job.abort_requested then
     -- Somebody asked to cancel it: it does not go back to waiting.
     perform procjobs.note_attempt(p_job, 'cancelled', p_result, null);
-    perform procjobs.archive_job(p_job.id, 'aborted', p_job.pj_cancel ->> 'reason');
+    perform procjobs.close_job(p_job, 'aborted', p_job.pj_cancel ->> 'reason', p_result);
     return 'cancelled';
   end if;
   if not procjobs.requeue_job(p_job, v_at, p_job.attempts, p_job.pj_crashes, p_result) then
@@ -289,6 +312,6 @@ end
 $$;
 comment on function procjobs.settle_jobs(bigint, jsonb) is
   'Ends runs that did not succeed. Each element: {"id", "lease", "outcome": failed | crashed | cancelled | discarded | snoozed | released | parked, ...}, '
-  'and "delete": true forgets a job that will not run again. '
+  '"delete": true forgets a job that will not run again, "keep": true leaves it in the job table. '
   'Returns for each what became of the job: retrying, failed, superseded, cancelled, discarded, snoozed, released, parked, or stale (the lease was lost). '
   'Definer: the worker role has no rights on tables.';

@@ -176,6 +176,7 @@ returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set enable_nestloop = on
 set jit = off
 as $$
 declare

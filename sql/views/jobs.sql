@@ -29,7 +29,10 @@ select
   j.pj_finished_at as finished_at,
   j.worker_id,
   (select w.name from procjobs.worker_state w where w.id = j.worker_id) as worker,
-  case when j.abort_requested then concat_ws(': ', 'asked to stop by ' || (j.pj_cancel ->> 'by'), j.pj_cancel ->> 'reason') end as note,
+  case
+    when j.status in ('cancelled', 'aborted') then j.pj_cancel ->> 'reason'
+    when j.abort_requested then concat_ws(': ', 'asked to stop by ' || (j.pj_cancel ->> 'by'), j.pj_cancel ->> 'reason')
+  end as note,
   case when j.status <> 'succeeded' then (
     select concat_ws(': ', a.error_class, case when (select procjobs.may_see_arguments()) then a.error_message end)
     from procjobs.job_attempts a

@@ -86,7 +86,8 @@ class Fleet:
     def claim(self, worker: int, count: int = 1, *, queues: list[str] | None = None) -> list[Claim]:
         """Claims for a worker, in the order in which the database gave them."""
         rows = self.sql(
-            "select id, lease, task_name, queue_name, lock, priority, attempts from procjobs.claim_jobs(%s, %s::text[], %s)",
+            "select id, lease, task_name, queue_name, lock, priority, attempts "
+            "from procjobs.claim_jobs(%s, %s::text[], %s)",
             worker, queues, count,
         )  # fmt: skip
         return [Claim(worker, *row) for row in rows]
@@ -130,14 +131,18 @@ class Fleet:
 
     def waits_for(self, job: int) -> str | None:
         """What keeps a waiting job out of the claim."""
-        ((status, waits_for),) = self.sql("select status::text, pj_waits_for from procrastinate_jobs where id = %s", job)
+        ((status, waits_for),) = self.sql(
+            "select status::text, pj_waits_for from procrastinate_jobs where id = %s", job
+        )
         assert status == "todo", f"job {job} is {status}"
         found: str | None = waits_for
         return found
 
     def runs(self, job: int) -> list[str]:
         """The outcomes of the runs that did not succeed, in order."""
-        return [row[0] for row in self.sql("select outcome from procjobs.job_attempts where job_id = %s order by id", job)]
+        return [
+            row[0] for row in self.sql("select outcome from procjobs.job_attempts where job_id = %s order by id", job)
+        ]
 
     def die(self, worker: int) -> None:
         """Let a worker be found silent twice: it is dead."""

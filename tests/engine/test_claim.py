@@ -207,7 +207,7 @@ def test_a_job_of_an_unknown_task_waits_for_a_worker_that_knows_it(fleet: Fleet)
 def test_whoever_sets_an_unknown_task_aside_wakes_those_who_may_know_it(fleet: Fleet, rival: Fleet) -> None:
     """A worker that knows it may have looked just when the job was locked, and found nothing."""
     fleet.defer("tomorrow", queue="mail")
-    rival.sql("listen \"procrastinate_queue_v1#mail\"")
+    rival.sql('listen "procrastinate_queue_v1#mail"')
     assert fleet.claim_ids(fleet.worker(), 10) == []
     (told,) = rival.sql.connection.notifies(timeout=5, stop_after=1)
     assert told.channel == "procrastinate_queue_v1#mail"

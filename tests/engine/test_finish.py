@@ -34,7 +34,8 @@ def rival(dsn: str) -> Iterator[Fleet]:
 def test_the_history_has_everything_there_was_to_know(fleet: Fleet, sql: Sql) -> None:
     fleet.policy()
     job = sql.one(
-        "select procjobs.defer('work', '{\"a\": 1}', queue => 'mail', priority => 3, lock => 'l', queueing_lock => 'ql', "
+        "select procjobs.defer('work', '{\"a\": 1}', queue => 'mail', priority => 3, lock => 'l', "
+        "queueing_lock => 'ql', "
         "unique_key => 'uk', scheduled_at => now() - interval '1 h', max_attempts => 4, tags => '{x,y}')"
     )
     worker = fleet.worker()
@@ -47,7 +48,8 @@ def test_the_history_has_everything_there_was_to_know(fleet: Fleet, sql: Sql) ->
 
     assert sql("select count(*) from procrastinate_jobs") == [(0,)]
     columns = (
-        "id, queue_name, task_name, priority, lock, queueing_lock, unique_key, args, tags, status::text, attempts, crashes, "
+        "id, queue_name, task_name, priority, lock, queueing_lock, unique_key, args, tags, status::text, "
+        "attempts, crashes, "
         "max_attempts, lease, worker_id, created_at, scheduled_at, started_at, "
         "finished_at = '2031-05-01 12:00+00', note, cancel"
     )
@@ -185,7 +187,8 @@ def test_one_of_two_reports_of_the_same_run_wins(dsn: str, fleet: Fleet, sql: Sq
             halves = [claims[:50], claims[50:]]
             return [job for half in (halves[::-1] if backwards else halves) for job in mine.finish(*half)]
 
-    ended = [job for thread in [Thread(lambda n=n: report(n == 1)) for n in range(3)] for job in thread.result()]  # type: ignore[misc]
+    threads = [Thread(lambda n=n: report(n == 1)) for n in range(3)]  # type: ignore[misc]
+    ended = [job for thread in threads for job in thread.result()]
     assert sorted(ended) == sorted(claim.id for claim in claims)
     assert sql.one("select count(*) from procjobs.job_history") == 100
 

@@ -1,4 +1,4 @@
-"""Locks: one running job each, in order, and nothing that cannot run holds one up. Hints may go wrong; the sweep mends them."""
+"""Locks: one running job each, in order; what cannot run holds none up. Hints may go wrong; the sweep mends them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Sql
-from tests.engine.fleet import Claim, Fleet, Thread, opened, waits_for_a_row
+from tests.engine.fleet import Claim, Fleet, Thread, opened
 
 
 @pytest.fixture
@@ -378,15 +378,14 @@ def test_cancels_in_any_order_do_not_deadlock_with_promotion(
     """A transaction that cancels two jobs, the later first, meets upkeep that promotes both."""
     worker = fleet.worker()
     low, high = fleet.defer(lock="one", scheduled_at=30), fleet.defer(lock="two", scheduled_at=30)
-    with opened(dsn) as observer:
-        with fleet.sql.connection.transaction():
-            fleet.sql("select procjobs.cancel(%s)", high)
-            with rival.at(rival.later(60)):
-                promotion = Thread(lambda: rival.sql.one("select procjobs.promote_due()"))
-                assert promotion.result() == 1
-            blocked = observer.sql.one("select count(*) from pg_stat_activity where wait_event_type = 'Lock'")
-            assert blocked == 0
-            fleet.sql("select procjobs.cancel(%s)", low)
+    with opened(dsn) as observer, fleet.sql.connection.transaction():
+        fleet.sql("select procjobs.cancel(%s)", high)
+        with rival.at(rival.later(60)):
+            promotion = Thread(lambda: rival.sql.one("select procjobs.promote_due()"))
+            assert promotion.result() == 1
+        blocked = observer.sql.one("select count(*) from pg_stat_activity where wait_event_type = 'Lock'")
+        assert blocked == 0
+        fleet.sql("select procjobs.cancel(%s)", low)
     assert fleet.claim(worker, 10) == []
 
 

@@ -1,5 +1,7 @@
-"""Every hot statement inside the functions reads a bounded number of rows by an index, at a hundred thousand rows each of
-waiting, scheduled and finished jobs, and ten thousand on one lock; also when its plan was made while the tables were empty.
+"""Every hot statement inside the functions reads a bounded number of rows by an index.
+
+At a hundred thousand rows each of waiting, scheduled and finished jobs, and ten thousand on one lock; also when its
+plan was made while the tables were empty.
 
 The plans are those that ran (auto_explain with nested statements), each scenario in a transaction that is rolled back.
 """
@@ -31,7 +33,7 @@ EXPLAIN = {
 
 @dataclass(frozen=True)
 class Statement:
-    """One statement that a function ran: its text, and of each scan in its plan how, of what, and how many rows it read."""
+    """One statement that a function ran: its text, and of each scan how, of what, and how many rows it read."""
 
     text: str
     scans: tuple[tuple[str, str, float], ...]
@@ -53,17 +55,13 @@ def _statement(message: str) -> Statement:
         (
             node["Node Type"],
             node.get("Relation Name") or node.get("Index Name", ""),
-            (
-                node["Actual Rows"]
-                + node.get("Rows Removed by Filter", 0)
-                + node.get("Rows Removed by Index Recheck", 0)
-            )
+            (node["Actual Rows"] + node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0))
             * node["Actual Loops"],
         )
         for node in _nodes(found["Plan"])
         if "Scan" in node["Node Type"]
     ]
-    large = [scan for scan in scans if any(name in scan[1] or scan[1].startswith("pj_") for name in LARGE)]
+    large = [scan for scan in scans if scan[1].startswith("pj_") or any(name in scan[1] for name in LARGE)]
     return Statement(" ".join(found["Query Text"].split()), tuple(large))
 
 
@@ -118,25 +116,27 @@ def load(sql: Sql) -> None:
     sql("alter table procrastinate_jobs disable trigger user")
     insert = (
         "insert into procrastinate_jobs (task_name, queue_name, priority, lock, scheduled_at, pj_waits_for, status, "
-        "worker_id, args) select {} from generate_series(1, {}) n"
+        "worker_id, args) select {columns} from generate_series(1, {count}) n"
     )
     for columns, count in [
         ("'work', 'queue' || n % 10, n % 3, null, null, null, 'todo', null, '{}'", 100_000),
         ("'work', 'default', 0, null, now() + n * interval '1 second', 'time', 'todo', null, '{}'", 100_000),
         ("'work', 'default', 5, 'busy', null, case when n > 1 then 'lock' end, 'todo', null, '{}'", 10_000),
         ("'work', 'default', 0, 'lock' || n, null, 'lock', 'todo', null, '{}'", 1_000),
+        ("'work', 'locked', 0, 'free' || n, null, null, 'todo', null, '{}'", 10_000),
         ("'tomorrow', 'default', 0, null, null, 'task', 'todo', null, '{}'", 10_000),
         ("'work', 'default', 0, null, null, null, 'failed', null, '{}'", 10_000),
     ]:
-        sql(insert.replace("{}", "%s", 2).replace("%s", columns, 1).replace("%s", str(count), 1))
+        sql(insert.replace("{columns}", columns).replace("{count}", str(count)))
     sql("alter table procrastinate_jobs enable trigger user")
     sql(
-        "insert into procjobs.job_history (id, queue_name, task_name, priority, args, status, attempts, crashes, lease, "
-        "finished_at) select 10000000 + n, 'default', 'work', 0, '{}', 'succeeded', 1, 0, 1, "
+        "insert into procjobs.job_history (id, queue_name, task_name, priority, args, status, attempts, crashes, "
+        "lease, finished_at) select 10000000 + n, 'default', 'work', 0, '{}', 'succeeded', 1, 0, 1, "
         "now() - n * interval '1 second' from generate_series(1, 100000) n"
     )
     sql(
-        "insert into procrastinate_events (job_id, type) select 10000000 + n, 'deferred' from generate_series(1, 100000) n"
+        "insert into procrastinate_events (job_id, type) "
+        "select 10000000 + n, 'deferred' from generate_series(1, 100000) n"
     )
 
 
@@ -177,7 +177,11 @@ def unpark(fleet: Fleet, worker: int, dead: int) -> None:
 SCENARIOS: dict[str, tuple[Act, int]] = {
     "claim from all queues": (lambda fleet, worker, dead: fleet.claim(worker, 100), 2500),
     "claim from one queue": (lambda fleet, worker, dead: fleet.claim(worker, 100, queues=["queue1"]), 500),
-    "claim from some queues": (lambda fleet, worker, dead: fleet.claim(worker, 100, queues=["queue1", "x", "queue2"]), 1500),
+    "claim from some queues": (
+        lambda fleet, worker, dead: fleet.claim(worker, 100, queues=["queue1", "x", "queue2"]),
+        1500,
+    ),
+    "claim of jobs with locks": (lambda fleet, worker, dead: fleet.claim(worker, 100, queues=["locked"]), 1000),
     "claim nothing": (lambda fleet, worker, dead: fleet.claim(worker, 100, queues=["nothing"]), 100),
     "claim of a task that was unknown": (unpark, 500),
     "finish": (finish(100), 1000),

@@ -118,7 +118,8 @@ def test_a_rescued_job_has_one_crash_more_waits_a_while_and_runs_again_once(flee
         assert fleet.sql.one("select procjobs.rescue_jobs()") == 2
         assert fleet.sql.one("select procjobs.rescue_jobs()") == 0
     assert sql(
-        "select id, status::text, attempts, pj_crashes, worker_id, scheduled_at = '2031-05-01 12:00:02+00', pj_waits_for "
+        "select id, status::text, attempts, pj_crashes, worker_id, scheduled_at = '2031-05-01 12:00:02+00', "
+        "pj_waits_for "
         "from procrastinate_jobs order by id"
     ) == [(job, "todo", 0, 1, None, True, "time") for job in jobs]
     assert sql("select job_id, outcome, error_class, worker_name from procjobs.job_attempts order by id") == [

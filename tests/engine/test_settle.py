@@ -10,6 +10,7 @@ from typing import Any
 import procrastinate
 import psycopg
 import pytest
+from procrastinate.jobs import Job
 
 import procjobs
 from tests.conftest import Sql
@@ -111,7 +112,11 @@ def test_three_attempts_are_three_runs(fleet: Fleet, sql: Sql) -> None:
     assert fleet.status(job) == "failed"
     assert sql(
         "select attempt, lease, outcome, error_class, retry_at is not null from procjobs.job_attempts order by id"
-    ) == [(1, 1, "failed", "ValueError", True), (2, 2, "failed", "ValueError", True), (3, 3, "failed", "ValueError", False)]
+    ) == [
+        (1, 1, "failed", "ValueError", True),
+        (2, 2, "failed", "ValueError", True),
+        (3, 3, "failed", "ValueError", False),
+    ]
 
 
 def test_a_task_without_a_policy_fails_at_once(fleet: Fleet) -> None:
@@ -275,7 +280,7 @@ def test_the_third_crash_is_the_last(fleet: Fleet, sql: Sql) -> None:
 
 
 def test_a_job_whose_sibling_waits_is_superseded(fleet: Fleet, sql: Sql) -> None:
-    for outcome, keys in [
+    ways: list[tuple[str, dict[str, Any]]] = [
         ("failed", {"retry": "at", "retry_at": "2031-05-01T12:00:00+00:00"}),
         ("failed", {"retry": "at"}),
         ("snoozed", {"delay": 60}),
@@ -283,7 +288,8 @@ def test_a_job_whose_sibling_waits_is_superseded(fleet: Fleet, sql: Sql) -> None
         ("released", {}),
         ("crashed", {}),
         ("parked", {}),
-    ]:
+    ]
+    for outcome, keys in ways:
         job, claim = claimed(fleet, queueing_lock="sync", lock="l")
         sibling = fleet.defer(queueing_lock="sync", lock="l")
         assert fleet.settle(claim, outcome, **keys) == "superseded"
@@ -299,9 +305,9 @@ def test_a_superseded_failure_keeps_its_error(fleet: Fleet, sql: Sql) -> None:
     job, claim = claimed(fleet, queueing_lock="sync")
     fleet.defer(queueing_lock="sync")
     fleet.settle(claim, "failed", error_class="ValueError", error_message="no luck")
-    assert sql("select outcome, error_class, error_message, retry_at from procjobs.job_attempts where job_id = %s", job) == [
-        ("superseded", "ValueError", "no luck", None)
-    ]
+    assert sql(
+        "select outcome, error_class, error_message, retry_at from procjobs.job_attempts where job_id = %s", job
+    ) == [("superseded", "ValueError", "no luck", None)]
 
 
 def test_a_final_failure_beside_a_waiting_sibling_is_a_dead_letter(fleet: Fleet) -> None:
@@ -398,13 +404,14 @@ def test_an_unknown_end_is_refused_with_the_choice(fleet: Fleet) -> None:
 
 def test_delete_forgets_a_job_that_will_not_run_again_and_no_other(fleet: Fleet) -> None:
     worker = fleet.worker()
-    for outcome, keys, left in [
+    ways: list[tuple[str, dict[str, Any], str]] = [
         ("failed", {}, "forgotten"),
         ("failed", {"retry": "at", "retry_at": "2031-05-01T12:00:00+00:00"}, "todo"),
         ("cancelled", {}, "forgotten"),
         ("discarded", {}, "forgotten"),
         ("snoozed", {"delay": 60}, "todo"),
-    ]:
+    ]
+    for outcome, keys, left in ways:
         job = fleet.defer(lock="l")
         behind = fleet.defer(lock="l")
         (claim,) = fleet.claim(worker)
@@ -415,13 +422,35 @@ def test_delete_forgets_a_job_that_will_not_run_again_and_no_other(fleet: Fleet)
         assert fleet.finish(claim) == [behind]
 
 
+def test_keep_leaves_every_ended_job_where_procrastinate_leaves_it(fleet: Fleet, sql: Sql) -> None:
+    ways: list[tuple[str, dict[str, Any], str]] = [
+        ("failed", {}, "failed"),
+        ("cancelled", {"reason": "why"}, "aborted"),
+        ("discarded", {"reason": "why"}, "cancelled"),
+    ]
+    for outcome, keys, status in ways:
+        job, claim = claimed(fleet, lock="l")
+        fleet.settle(claim, outcome, keep=True, **keys)
+        assert sql(
+            "select status::text, attempts, abort_requested, pj_finished_at is not null "
+            "from procrastinate_jobs where id = %s",
+            job,
+        ) == [(status, 1, False, True)]
+        assert sql.one("select note from procjobs.jobs where id = %s", job) == keys.get("reason")
+    job, claim = claimed(fleet, queueing_lock="ql", lock="l")
+    fleet.defer(queueing_lock="ql")
+    fleet.settle(claim, "released", keep=True)
+    assert "superseded" in sql.one("select note from procjobs.jobs where id = %s and state = 'cancelled'", job)
+    assert sql("select * from procjobs.job_history") == []
+
+
 # -- ends that the database cannot take ----------------------------------------------------------------------------
 
 
 class Odd(procrastinate.BaseRetryStrategy):
     """Says what nobody can do."""
 
-    def get_retry_decision(self, *, exception: BaseException, job: procrastinate.Job) -> Any:
+    def get_retry_decision(self, *, exception: BaseException, job: Job) -> Any:
         return procrastinate.RetryDecision(queue="q" * 200)
 
 
@@ -478,9 +507,7 @@ async def test_a_worker_that_does_not_wait_leaves_only_when_nothing_is_left(
         assert sql("select count(*) from procrastinate_jobs") == [(0,)]
 
 
-async def test_a_reason_of_any_kind_is_kept(
-    app: procjobs.App, drain: Callable[..., Any], sql: Sql
-) -> None:
+async def test_a_reason_of_any_kind_is_kept(app: procjobs.App, drain: Callable[..., Any], sql: Sql) -> None:
     reasons: list[Any] = ["a\x00b", "a\ud800b", ValueError("an error"), None, "x" * 20_000]
 
     @app.task(name="discarding")

@@ -61,7 +61,11 @@ def test_one_notification_a_queue_and_statement(fleet: Fleet, dsn: str) -> None:
             "array[null,null,null]::text[], array[null,null,null]::text[], array['{}','{}','{}'], "
             "array[null,null,null]::timestamptz[])"
         )
-        assert sorted(heard()) == [(ANY, HINT), ("procrastinate_queue_v1#mail", HINT), ("procrastinate_queue_v1#slow", HINT)]
+        assert sorted(heard()) == [
+            (ANY, HINT),
+            ("procrastinate_queue_v1#mail", HINT),
+            ("procrastinate_queue_v1#slow", HINT),
+        ]
 
 
 def test_a_job_that_cannot_run_yet_wakes_nobody(fleet: Fleet, dsn: str) -> None:
@@ -89,7 +93,9 @@ def test_a_job_that_becomes_due_wakes_its_queue(fleet: Fleet, dsn: str) -> None:
         assert heard() == [("procrastinate_queue_v1#mail", HINT), (ANY, HINT)]
 
 
-@pytest.mark.parametrize(("queue", "own_channel"), [("q" * 40, True), ("q" * 41, False), ("ü" * 20, True), ("ü" * 21, False)])
+@pytest.mark.parametrize(
+    ("queue", "own_channel"), [("q" * 40, True), ("q" * 41, False), ("ü" * 20, True), ("ü" * 21, False)]
+)
 def test_a_queue_name_too_long_for_a_channel_wakes_through_the_channel_of_all(
     fleet: Fleet, dsn: str, queue: str, own_channel: bool
 ) -> None:
@@ -244,7 +250,9 @@ def partitions(sql: Sql) -> list[str]:
 
 def where(sql: Sql) -> list[tuple[int, str]]:
     """Each job of the history and the partition it is in."""
-    rows = sql("select h.id, c.relname::text from procjobs.job_history h join pg_class c on c.oid = h.tableoid order by 1")
+    rows = sql(
+        "select h.id, c.relname::text from procjobs.job_history h join pg_class c on c.oid = h.tableoid order by 1"
+    )
     return [(job, partition) for job, partition in rows]
 
 
@@ -252,7 +260,9 @@ def test_upkeep_makes_the_partitions_of_today_and_the_coming_days(fleet: Fleet, 
     with fleet.at("2031-05-30 23:30+00"):
         sql("select procjobs.upkeep()")
     made = [name for name in partitions(sql) if "2031" in name]
-    assert made == [f"job_history_2031{day}" for day in ("0530", "0531", "0601", "0602", "0603", "0604", "0605", "0606")]
+    assert made == [
+        f"job_history_2031{day}" for day in ("0530", "0531", "0601", "0602", "0603", "0604", "0605", "0606")
+    ]
     with fleet.at("2031-05-30 23:59:59+00"):
         job = fleet.defer()
         fleet.finish(*fleet.claim(fleet.worker()))
@@ -271,7 +281,12 @@ def test_days_are_those_of_utc_whatever_the_session_says(fleet: Fleet, sql: Sql)
 
 
 def test_rows_that_came_before_their_partition_move_into_it(fleet: Fleet, sql: Sql) -> None:
-    for moment in ("2031-05-01 00:00+00", "2031-05-01 23:59:59.999999+00", "2031-05-02 00:00+00", "2031-04-30 23:59+00"):
+    for moment in (
+        "2031-05-01 00:00+00",
+        "2031-05-01 23:59:59.999999+00",
+        "2031-05-02 00:00+00",
+        "2031-04-30 23:59+00",
+    ):
         with fleet.at(moment):
             fleet.defer(lock="l")
             fleet.finish(*fleet.claim(fleet.worker()))
@@ -366,7 +381,8 @@ def test_old_jobs_are_deleted_wherever_they_are_and_young_ones_are_not(fleet: Fl
                     fleet.defer(queue=queue)
                     fleet.finish(*fleet.claim(worker), disposal=disposal)
             fleet.defer(queue="mail")
-            fleet.settle(*fleet.claim(worker), "failed")
+            (claim,) = fleet.claim(worker)
+            fleet.settle(claim, "failed")
     with fleet.at("2031-05-02 01:00+00"):
         assert sql.one("select procjobs.delete_old_jobs(24, 'mail', '{succeeded}')") == 2
         assert sql.one("select procjobs.delete_old_jobs(24, null, '{failed,succeeded}', 1)") == 2
