@@ -214,18 +214,31 @@ SQLSTATES: dict[str, type[DatabaseError]] = {
 _UNAVAILABLE = ("08", "53", "57P", "25006")
 
 
+#: Ways out of errors of PostgreSQL's own, which comes without one.
+_HINTS = {
+    "42501": "grant the database user the role it needs: procjobs_producer, procjobs_worker, procjobs_reader or "
+    "procjobs_admin",
+    "22P05": "a NUL character cannot be stored: remove it, or encode binary data as base64",
+}
+
+
+def _unavailable(error: psycopg.Error, state: str | None) -> bool:
+    if state is None:
+        return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    return state.startswith(_UNAVAILABLE)
+
+
 def translate(error: psycopg.Error) -> DatabaseError:
     """The procjobs error for an error of psycopg, with the server's message, DETAIL and HINT kept."""
     state = error.sqlstate
     diag = error.diag
     message = diag.message_primary or str(error).strip() or type(error).__name__
+    hint = diag.message_hint or _HINTS.get(state or "")
     kind: type[DatabaseError]
     if state in SQLSTATES:
         kind = SQLSTATES[state]
-    elif state is None and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
-        kind = DatabaseUnavailable
-    elif state is not None and state.startswith(_UNAVAILABLE):
+    elif _unavailable(error, state):
         kind = DatabaseUnavailable
     else:
         kind = DatabaseError
-    return kind(message, sqlstate=state, detail=diag.message_detail, hint=diag.message_hint)
+    return kind(message, sqlstate=state, detail=diag.message_detail, hint=hint)

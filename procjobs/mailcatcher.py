@@ -211,7 +211,7 @@ def _header(message: EmailMessage, name: str, position: int = 0) -> str:
     """A header decoded for reading; what cannot be parsed is shown as it came."""
     try:
         return str((message.get_all(name) or [""])[position])
-    except Exception:  # noqa: BLE001  (the parser of addresses and dates raises many kinds on hostile input)
+    except Exception:
         raw = [value for header, value in message.raw_items() if header.lower() == name.lower()]
         return str(raw[position]) if position < len(raw) else ""
 

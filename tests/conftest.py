@@ -20,6 +20,8 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 from psycopg import sql as compose
+from psycopg.conninfo import conninfo_to_dict
+from pytest_postgresql.janitor import DatabaseJanitor
 
 from procjobs.db import Database
 from procjobs.embedded import EmbeddedPostgres
@@ -71,32 +73,41 @@ def template(cluster: EmbeddedPostgres) -> str:
     return "migrated"
 
 
+class Janitor(DatabaseJanitor):
+    """pytest-postgresql's, on our own server: its `postgresql_proc` does not run as root."""
+
+    def _build_create_database_sql(self) -> compose.Composed:
+        # Copying files takes a fifth of the time of copying through the WAL, the default since 15.
+        query = super()._build_create_database_sql()
+        with self.cursor() as cursor:
+            recent = cursor.connection.info.server_version >= 150000
+        return query + compose.SQL(" strategy file_copy") if recent else query
+
+
 class Databases:
     """Databases of the shared server, dropped after the test."""
 
     def __init__(self, cluster: EmbeddedPostgres) -> None:
         self._cluster = cluster
-        self._made: list[str] = []
+        self._where = conninfo_to_dict(cluster.dsn())
+        self._made: list[Janitor] = []
 
     def make(self, template: str = "template0") -> str:
         """A new database, a copy of `template`; returns its DSN."""
-        name = f"test{next(_numbers)}"
-        query = compose.SQL("create database {} template {}").format(
-            compose.Identifier(name), compose.Identifier(template)
+        janitor = Janitor(
+            user=str(self._where["user"]),
+            host=str(self._where["host"]),
+            port=str(self._where["port"]),
+            dbname=f"test{next(_numbers)}",
+            template_dbname=template,
         )
-        with psycopg.connect(self._cluster.dsn(), autocommit=True) as connection:
-            if connection.info.server_version >= 150000:
-                query += compose.SQL(" strategy file_copy")
-            connection.execute(query)
-        self._made.append(name)
-        return self._cluster.dsn(name)
+        janitor.init()
+        self._made.append(janitor)
+        return self._cluster.dsn(janitor.dbname)
 
     def drop(self) -> None:
-        with psycopg.connect(self._cluster.dsn(), autocommit=True) as connection:
-            for name in self._made:
-                connection.execute(
-                    compose.SQL("drop database if exists {} with (force)").format(compose.Identifier(name))
-                )
+        for janitor in self._made:
+            janitor.drop()
 
 
 @pytest.fixture

@@ -107,7 +107,7 @@ def test_no_file_names_this_machine_or_a_registry() -> None:
     """Neither the folder we stand in nor the place packages were fetched from."""
     registry = r"(?:pypi|registry|mirror)[\w.-]*(?:\.\w+)?/simple|pythonhosted"
     for path in tracked():
-        if path != Path(__file__) and path.is_file():
+        if path.name not in {"test_layout.py", "test_docs.py"} and path.is_file():  # they spell out what to look for
             text = path.read_bytes().decode(errors="ignore")
             assert f"{ROOT}/" not in text, path
             assert not re.search(registry, text), path

@@ -32,7 +32,9 @@ _SERVER = {"shared_buffers": "1GB", "max_wal_size": "8GB", "checkpoint_timeout":
 @click.option("--rounds", default=3, show_default=True, help="How often every contender runs.")
 @click.option("--quick", is_flag=True, help="Empty tables only, fewer contenders.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option("--save", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures as JSON to this file too.")
+@click.option(
+    "--save", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures as JSON to this file too."
+)
 def bench(dsn: str | None, rounds: int, quick: bool, as_json: bool, save: Path | None) -> int:
     """Measure how fast a backlog of no-op jobs drains: stock Procrastinate and procjobs, side by side."""
     contenders = [c for c in CONTENDERS if not quick or c.concurrency != 100]
@@ -93,14 +95,25 @@ def _figures(server: str, results: Sequence[Result], rounds: int) -> dict[str, A
 def _print(figures: dict[str, Any]) -> None:
     table = Table(
         title=f"jobs a second, medians of {figures['rounds']} interleaved rounds; "
-        f"PostgreSQL {figures['postgresql']}, Procrastinate {figures['procrastinate']}, {figures['processors']} processors"
+        f"PostgreSQL {figures['postgresql']}, Procrastinate {figures['procrastinate']}, "
+        f"{figures['processors']} processors"
     )
-    for name, side in (("contender", "left"), ("tables", "left"), ("jobs/s", "right"), ("range", "right"),
-                       ("x stock", "right"), ("of empty", "right")):
+    for name, side in (
+        ("contender", "left"),
+        ("tables", "left"),
+        ("jobs/s", "right"),
+        ("range", "right"),
+        ("x stock", "right"),
+        ("of empty", "right"),
+    ):
         table.add_column(name, justify=side)  # type: ignore[arg-type]
     for r in figures["results"]:
         table.add_row(
-            r["contender"], r["shape"], f"{r['jobs_per_second']:,}", f"{r['lowest']:,}-{r['highest']:,}",
-            f"{r['times_stock']:g}", f"{r['of_empty_tables']:.0%}",
+            r["contender"],
+            r["shape"],
+            f"{r['jobs_per_second']:,}",
+            f"{r['lowest']:,}-{r['highest']:,}",
+            f"{r['times_stock']:g}",
+            f"{r['of_empty_tables']:.0%}",
         )
     Console(width=None if sys.stdout.isatty() else 140).print(table)

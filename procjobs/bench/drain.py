@@ -65,7 +65,8 @@ SHAPES = (
     ),
     Shape(
         "1,000,000 finished",
-        "insert into procjobs.job_history (id, queue_name, task_name, priority, args, status, attempts, crashes, lease, "
+        "insert into procjobs.job_history "
+        "(id, queue_name, task_name, priority, args, status, attempts, crashes, lease, "
         "created_at, started_at, finished_at) select 1000000000 + n, 'default', 'noop', 0, '{}', 'succeeded', 1, 0, 1, "
         "now(), now(), now() from generate_series(1, 1000000) n",
     ),
@@ -127,6 +128,7 @@ def _drain(dsn: str, contender: Contender, shape: Shape) -> float:
             connection.execute(SchemaManager.get_schema())
         else:
             migrate(dsn)
+            connection.execute("select procjobs.ensure_history_partitions()")
             connection.execute("select procjobs.register_tasks('[{\"name\": \"noop\"}]', 'bench')")
         if shape.fill:
             connection.execute(shape.fill.encode())
@@ -146,7 +148,9 @@ def _drain(dsn: str, contender: Contender, shape: Shape) -> float:
     return float(done) / float(seconds)
 
 
-def _run_subjects(dsn: str, contender: Contender, *, until_idle: bool, connection: psycopg.Connection[tuple[int]]) -> None:
+def _run_subjects(
+    dsn: str, contender: Contender, *, until_idle: bool, connection: psycopg.Connection[tuple[int]]
+) -> None:
     command = [sys.executable, "-m", "procjobs.bench.subject", contender.kind, dsn, str(contender.concurrency)]
     subjects = [subprocess.Popen(command) for _ in range(contender.processes)]
     if not until_idle:

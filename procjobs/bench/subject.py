@@ -1,4 +1,7 @@
-"""One contender in a process of its own: `python -m procjobs.bench.subject KIND DSN CONCURRENCY` drains the database and ends."""
+"""One contender in a process of its own: drains the database and ends.
+
+python -m procjobs.bench.subject KIND DSN CONCURRENCY
+"""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ class Acknowledger:
         self._on_durable([job for job, _ in settled])
 
     def _settle_otherwise(self, job: Claimed, settlement: dict[str, Any], error: DatabaseError) -> None:
-        """An end that the database cannot take becomes a plain failure; where it is not the end's fault, it is tried again."""
+        """An end that the database cannot take becomes a plain failure; any other is tried again."""
         final = settlement.get("error_class") == _UNRECORDABLE
         if (error.sqlstate or "").startswith(_UNACCEPTABLE) and not final:
             settlement = _unrecordable(error, settlement["outcome"])
@@ -138,7 +138,9 @@ class Acknowledger:
     def _again_later(self, error: DatabaseError, send: Callable[..., None], job: Claimed, *more: Any) -> None:
         """One job whose end cannot be recorded now must not keep the others: they go on, and it comes again."""
         logger.error(
-            "the end of job %s cannot be recorded, trying again: %s", job.id, error,
+            "the end of job %s cannot be recorded, trying again: %s",
+            job.id,
+            error,
             extra={"action": "settle_failed", "job_id": job.id},
         )
         asyncio.get_running_loop().call_later(random.uniform(1.0, 2.0), send, job, *more)
@@ -164,7 +166,9 @@ class Acknowledger:
     def _report_stale(self, jobs: list[Claimed]) -> None:
         for job in jobs:
             logger.warning(
-                "job %s (%s): the lease was lost, its result is void", job.id, job.task_name,
+                "job %s (%s): the lease was lost, its result is void",
+                job.id,
+                job.task_name,
                 extra={"action": "stale_result", "job_id": job.id, "task": job.task_name},
             )
 

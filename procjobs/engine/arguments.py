@@ -140,6 +140,7 @@ def _compile(task: Task[Any, Any, Any]) -> tuple[dict[str, Any] | None, Any]:
         parameters = parameters[1:]
     hints = _hints(task.func)
     fields: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     extra = "forbid"
     for parameter in parameters:
         if parameter.kind is parameter.VAR_KEYWORD:
@@ -148,7 +149,12 @@ def _compile(task: Task[Any, Any, Any]) -> tuple[dict[str, Any] | None, Any]:
             annotation = _usable(hints.get(parameter.name, Any))
             optional = parameter.default is not parameter.empty
             fields[parameter.name] = (annotation, optional)
-    return _adapter(task.name, fields, extra)
+            if optional and isinstance(parameter.default, str | int | float | bool | None):
+                defaults[parameter.name] = parameter.default
+    schema, adapter = _adapter(task.name, fields, extra)
+    for name, default in defaults.items():
+        schema["properties"][name]["default"] = default  # what the database shows when it describes the task
+    return schema, adapter
 
 
 def _hints(func: Any) -> dict[str, Any]:
@@ -185,7 +191,9 @@ def _adapter(name: str, fields: dict[str, Any], extra: str) -> tuple[dict[str, A
     from typing_extensions import TypedDict
 
     make: Any = TypedDict
-    shape = make("Arguments", {key: NotRequired[kind] if optional else kind for key, (kind, optional) in fields.items()})
+    shape = make(
+        "Arguments", {key: NotRequired[kind] if optional else kind for key, (kind, optional) in fields.items()}
+    )
     shape.__pydantic_config__ = ConfigDict(extra=extra, title=name)  # type: ignore[typeddict-item]
     adapter: Any = TypeAdapter(shape)
     return adapter.json_schema(), adapter

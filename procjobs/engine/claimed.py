@@ -14,13 +14,13 @@ __all__ = ["CLAIM", "Claimed"]
 
 #: The columns in the order of `Claimed`'s fields.
 CLAIM = (
-    "select id, lease, task_name, args, lock, attempts, queue_name, priority, queueing_lock, scheduled_at, max_attempts "
-    "from procjobs.claim_jobs(%s, %s, %s)"
+    "select id, lease, task_name, args, lock, attempts, queue_name, priority, queueing_lock, scheduled_at, "
+    "max_attempts from procjobs.claim_jobs(%s, %s, %s)"
 )
 
 
 class Claimed:
-    """One claim: (id, lease) is the fence of everything said about it. A plain class with slots: there are many of them."""
+    """One claim: (id, lease) is the fence of everything said about it. A plain class with slots: there are many."""
 
     __slots__ = (
         "args",

@@ -1,4 +1,4 @@
-"""Enqueueing from Python: Procrastinate's JobManager, with arguments checked and one plain statement for any number of jobs."""
+"""Enqueueing from Python: Procrastinate's JobManager, arguments checked, one statement for any number of jobs."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ P = ParamSpec("P")
 Args = ParamSpec("Args")
 R = TypeVar("R")
 
-_ENQUEUE = "select enqueue_jobs as id from procjobs.enqueue_jobs(%(tasks)s::text[], %(queues)s::text[], " \
-    "%(priorities)s::int[], %(locks)s::text[], %(queueing_locks)s::text[], %(args)s::text[], " \
+_ENQUEUE = (
+    "select enqueue_jobs as id from procjobs.enqueue_jobs(%(tasks)s::text[], %(queues)s::text[], "
+    "%(priorities)s::int[], %(locks)s::text[], %(queueing_locks)s::text[], %(args)s::text[], "
     "%(scheduled_at)s::timestamptz[])"
+)
 _PERIODIC = call_query(
-    "defer_periodic", ["p_task", "p_periodic_id", "p_timestamp", "p_queue", "p_priority", "p_lock", "p_queueing_lock", "p_args"]
+    "defer_periodic",
+    ["p_task", "p_periodic_id", "p_timestamp", "p_queue", "p_priority", "p_lock", "p_queueing_lock", "p_args"],
 )
 _DELETE_OLD = call_query("delete_old_jobs", ["p_hours", "p_queue", "p_statuses"])
 _STATUS = "select status from procjobs.job_status(%(job_id)s) as status"
@@ -120,7 +123,6 @@ class Enqueuer(JobManager):
             row = connector.execute_query_one(_STATUS, job_id=job_id)
         return jobs.Status(row["status"])
 
-
     async def delete_old_jobs(
         self,
         nb_hours: int,
@@ -157,8 +159,15 @@ class Deferrer(jobs.JobDeferrer):
     def _log_after_defer_jobs(self, jobs: list[jobs.Job]) -> None:
         if logger.isEnabledFor(logging.INFO):
             logger.info(
-                "deferred %d %s of %s", len(jobs), "job" if len(jobs) == 1 else "jobs", self.job.task_name,
-                extra={"action": "jobs_deferred", "task": self.job.task_name, "job_ids": [job.id for job in jobs[:100]]},
+                "deferred %d %s of %s",
+                len(jobs),
+                "job" if len(jobs) == 1 else "jobs",
+                self.job.task_name,
+                extra={
+                    "action": "jobs_deferred",
+                    "task": self.job.task_name,
+                    "job_ids": [job.id for job in jobs[:100]],
+                },
             )
 
 

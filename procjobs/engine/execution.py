@@ -1,4 +1,4 @@
-"""Running one job: reads its arguments safely, calls the task on the loop, in a thread or in a process, and says how it ended."""
+"""Running one job: reads its arguments, calls the task on the loop, in a thread or in a process, says how it ended."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LONGEST_TRACEBACK = 50_000
 
 
 def execution_of(task: Task[Any, Any, Any]) -> Execution:
-    """Where a task runs: coroutine functions on the loop, others in a thread, or in a process where the task says so."""
+    """Where a task runs: coroutine functions on the loop, others in a thread, or in a process if the task says so."""
     if getattr(task, "execution", None) == "process":
         return "process"
     return "async" if inspect.iscoroutinefunction(task.func) else "thread"

@@ -1,4 +1,4 @@
-"""Procrastinate's `@app.periodic` tasks: each slot once over the fleet, remembered in the database, one bad cron harming nobody."""
+"""Procrastinate's `@app.periodic` tasks: each slot once over the fleet, and one bad cron harms nobody."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ class Periodic:
                     raise
                 except Exception:
                     logger.exception(
-                        "periodic task %s (cron %r) never fires and is left out", periodic.task.name, periodic.cron,
+                        "periodic task %s (cron %r) never fires and is left out",
+                        periodic.task.name,
+                        periodic.cron,
                         extra={"action": "periodic_task_invalid", "task": periodic.task.name},
                     )
                     del self._tasks[key]
@@ -84,6 +86,8 @@ class Periodic:
         self._deferred[key] = slot
         if job_id is not None:
             logger.info(
-                "periodic task %s deferred as job %s", periodic.task.name, job_id,
+                "periodic task %s deferred as job %s",
+                periodic.task.name,
+                job_id,
                 extra={"action": "periodic_task_deferred", "task": periodic.task.name, "job_id": job_id},
             )

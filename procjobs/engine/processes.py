@@ -1,7 +1,7 @@
 """Processes for CPU-bound tasks, which can be killed: cancelled jobs get TERM, then KILL after a grace period.
 
-A process is kept for the next job and replaced when it dies. It imports the task's module afresh (spawn), so the task must
-be importable by its module and name, and gets its arguments as the JSON they were enqueued with.
+A process is kept for the next job and replaced when it dies. It imports the task's module afresh (spawn), so the task
+must be importable by its module and name, and gets its arguments as the JSON they were enqueued with.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Retry(BaseRetryStrategy):
                   "Exponential Backoff And Jitter", AWS Architecture Blog 2015); off gives exact waits.
     on:           retry only after these exceptions; others end the job at once.
 
-    Retry(max_attempts=4, base=60, jitter=False) waits 60, 120 and 240 s. Raises ValueError for values outside their range.
+    Retry(max_attempts=4, base=60, jitter=False) waits 60, 120 and 240 s. Raises ValueError for values out of range.
     """
 
     max_attempts: int = 3

@@ -1,8 +1,8 @@
 """The worker: claims jobs, runs them, and reports how they ended, through outages, cancellation and deploys.
 
-One worker is one asyncio loop with four connections of its own (claims, acknowledgements, upkeep, LISTEN) and a fifth for
-its heartbeat thread. `run` lives as long as the worker; everything beside the claim loop is supervised: it fails, waits
-with jitter and starts again. What a worker holds:
+One worker is one asyncio loop with connections of its own (claims, acknowledgements, upkeep, aborts, LISTEN) and one
+more for its heartbeat thread. `run` lives as long as the worker; everything beside the claim loop is supervised: it
+fails, waits with jitter and starts again. What a worker holds:
 
     ready    claimed ahead, about ten milliseconds of work, not started; given back on shutdown
     busy     started, until the acknowledgement is durable: only then is the slot free
@@ -150,9 +150,7 @@ class Worker(UpstreamWorker):
             "upkeep": self._run_upkeep,
             "lease": self._watch_lease,
             "aborts": self._watch_aborts,
-            "periodic": Periodic(
-                self.app.periodic_registry, self._last_slot, **self.app.periodic_defaults
-            ).run,
+            "periodic": Periodic(self.app.periodic_registry, self._last_slot, **self.app.periodic_defaults).run,
         }
         if self.listen_notify:
             sides["listen"] = self._listen
@@ -163,7 +161,8 @@ class Worker(UpstreamWorker):
         backoff = Backoff()
         while not self._stop_event.is_set():
             try:
-                return await self._enter()
+                await self._enter()
+                return
             except DatabaseUnavailable as error:
                 logger.warning("starting waits for the database: %s", error, extra={"action": "reconnecting"})
                 await self._pause(backoff.next(), wakeable=False)
@@ -175,7 +174,9 @@ class Worker(UpstreamWorker):
         await self._upkeep.fetch("select procjobs.upkeep()")
         logger.info(
             "worker %s started on %s, concurrency %d",
-            self._label(), "all queues" if self.queues is None else ", ".join(self.queues), self.concurrency,
+            self._label(),
+            "all queues" if self.queues is None else ", ".join(self.queues),
+            self.concurrency,
             extra={"action": "worker_started", "worker_id": self.worker_id},
         )
 
@@ -190,8 +191,15 @@ class Worker(UpstreamWorker):
             "select procjobs.register_worker(%s, %s, %s, %s, %s::text[], %s::text[], %s, "
             "make_interval(secs => %s), make_interval(secs => %s))",
             (
-                self._label(), socket.gethostname(), os.getpid(), __version__, self._queue_names(),
-                sorted(self.app.tasks), self.concurrency, self.update_heartbeat_interval, self.stalled_worker_timeout,
+                self._label(),
+                socket.gethostname(),
+                os.getpid(),
+                __version__,
+                self._queue_names(),
+                sorted(self.app.tasks),
+                self.concurrency,
+                self.update_heartbeat_interval,
+                self.stalled_worker_timeout,
             ),
         )
         self.worker_id = worker_id
@@ -285,6 +293,7 @@ class Worker(UpstreamWorker):
                 await self._pause(backoff.next(), wakeable=False)
                 continue
             except DatabaseError as error:
+                self._orphans_possible = True
                 logger.error("claiming failed, trying again: %s", error, extra={"action": "claim_failed"})
                 await self._pause(backoff.next(), wakeable=False)
                 continue
@@ -363,7 +372,10 @@ class Worker(UpstreamWorker):
     def _log_success(self, job: Claimed, began: float) -> None:
         took = time.monotonic() - began
         logger.info(
-            "job %s (%s) succeeded in %.3f s", job.id, job.task_name, took,
+            "job %s (%s) succeeded in %.3f s",
+            job.id,
+            job.task_name,
+            took,
             extra={"action": "job_succeeded", "job_id": job.id, "task": job.task_name, "took": round(took, 6)},
         )
 
@@ -374,11 +386,18 @@ class Worker(UpstreamWorker):
         failed = outcome in ("failed", "crashed")
         logger.log(
             logging.ERROR if failed else logging.INFO,
-            "job %s (%s) %s after %.3f s%s", job.id, job.task_name, outcome, took,
+            "job %s (%s) %s after %.3f s%s",
+            job.id,
+            job.task_name,
+            outcome,
+            took,
             f" with {settlement.get('error_class')}; see procjobs.attempts" if failed else "",
             extra={
-                "action": f"job_{outcome}", "job_id": job.id, "task": job.task_name,
-                "took": round(took, 6), "error": settlement.get("error_class"),
+                "action": f"job_{outcome}",
+                "job_id": job.id,
+                "task": job.task_name,
+                "took": round(took, 6),
+                "error": settlement.get("error_class"),
             },
         )
 
@@ -424,7 +443,9 @@ class Worker(UpstreamWorker):
         self._gone = True
         logger.error(
             "worker %s was declared dead: its %d jobs were given to others; registering again",
-            self.worker_id, len(self._held), extra={"action": "lease_lost", "worker_id": self.worker_id},
+            self.worker_id,
+            len(self._held),
+            extra={"action": "lease_lost", "worker_id": self.worker_id},
         )
         for job in list(self._held.values()):
             job.fenced = True
@@ -441,7 +462,9 @@ class Worker(UpstreamWorker):
             if stopping:
                 logger.error(
                     "no heartbeat for %.1f s: stopping %d jobs, others may run them",
-                    self._heartbeat.silence, len(stopping), extra={"action": "self_fenced"},
+                    self._heartbeat.silence,
+                    len(stopping),
+                    extra={"action": "self_fenced"},
                 )
             for job in stopping:
                 self._interrupt(job, AbortReason.SHUTDOWN)
@@ -505,7 +528,9 @@ class Worker(UpstreamWorker):
     async def _leave(self) -> None:
         self._stop_event.set()
         logger.info(
-            "worker %s stopping, %d jobs running", self._label(), self._busy,
+            "worker %s stopping, %d jobs running",
+            self._label(),
+            self._busy,
             extra={"action": "worker_stopping", "worker_id": self.worker_id},
         )
         for job in list(self._ready):
@@ -514,7 +539,8 @@ class Worker(UpstreamWorker):
         await self._until_idle(self.shutdown_graceful_timeout)
         if self._held:
             logger.warning(
-                "%d jobs still run: stopping them, they will run again", len(self._held),
+                "%d jobs still run: stopping them, they will run again",
+                len(self._held),
                 extra={"action": "jobs_interrupted"},
             )
             for job in list(self._held.values()):
@@ -559,7 +585,9 @@ class Worker(UpstreamWorker):
             # A coroutine that ignores its cancellation would hold the loop, and so the process, for ever.
             logging.shutdown()
             os._exit(1)
-        raise ShutdownIncomplete(message, hint="raise the shutdown timeout, or let the task look at context.should_abort()")
+        raise ShutdownIncomplete(
+            message, hint="raise the shutdown timeout, or let the task look at context.should_abort()"
+        )
 
     async def _close(self) -> None:
         if self._heartbeat is not None:

@@ -288,7 +288,9 @@ begin
         )
         select
           s.id, s.pj_lease, s.task_name::text, s.args::text, s.lock, s.attempts, s.queue_name::text,
-          s.priority, s.queueing_lock, s.scheduled_at, s.pj_max_attempts
+          s.priority, s.queueing_lock,
+          case when s.scheduled_at between '0001-01-02' and '9999-12-30' then s.scheduled_at end,  -- what a worker can read
+          s.pj_max_attempts
         from started s
         order by s.priority desc, s.id;
       end if;

@@ -35,9 +35,11 @@ as $$
     where j.started_at is not null
       and not exists (select from run r where r.started_at = j.started_at)
     union all
+    -- The last run's row says already that, and how, a dead letter failed.
     select j.finished_at, 5, j.status::text, j.note
     from job j
     where j.finished_at is not null
+      and not (j.status = 'failed' and exists (select from run r where r.finished_at = j.finished_at))
     union all
     select j.scheduled_at, 1, 'due', null
     from job j

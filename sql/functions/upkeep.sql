@@ -110,7 +110,7 @@ begin
   end if;
 
   return (
-    select extract(epoch from j.scheduled_at - procjobs.clock())
+    select extract(epoch from j.scheduled_at) - extract(epoch from procjobs.clock())  -- the time may be infinite
     from public.procrastinate_jobs j
     where j.status = 'todo'
       and j.pj_waits_for = 'time'

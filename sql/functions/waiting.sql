@@ -222,12 +222,13 @@ begin
   end if;
 
   -- A finish must not wait for whoever holds one of them, who may cancel it; if not, the sweep comes back to it.
+  -- `is not distinct from` keeps the planner on the primary key: the index of held jobs may be long.
   with head as (
     select j.id
     from public.procrastinate_jobs j
     where j.id = any (v_heads)
-      and j.status = 'todo'
-      and j.pj_waits_for = 'lock'
+      and j.status is not distinct from 'todo'
+      and j.pj_waits_for is not distinct from 'lock'
     order by j.id
     for update skip locked
   ),

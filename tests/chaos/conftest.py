@@ -28,7 +28,9 @@ class Process:
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
                 [sys.executable, "-m", "procrastinate", "--app=victim.app", "worker", *options],
-                env=environment, stdout=output, stderr=output,
+                env=environment,
+                stdout=output,
+                stderr=output,
             )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 
@@ -15,8 +16,7 @@ TASKS = "hang_once", "wait_for_gate", "ignore_cancellation", "effect", "suicide"
 @pytest.fixture(autouse=True)
 def registered(sql):
     for task in TASKS:
-        schema = '{"type": "object"}'
-        sql("select procjobs.register_tasks(jsonb_build_array(jsonb_build_object('name', %s::text, 'args_schema', %s::jsonb)), 't')", task, schema)
+        sql("select procjobs.register_tasks(%s::jsonb, 'test')", json.dumps([{"name": task}]))
 
 
 def test_kill_9_with_50_running_jobs_each_runs_again_exactly_once_within_three_leases(start, dsn, sql, eventually):
@@ -28,14 +28,18 @@ def test_kill_9_with_50_running_jobs_each_runs_again_exactly_once_within_three_l
     first.exit_code()
     killed_at = time.monotonic()
     second = start(dsn, "--concurrency=50", heartbeat=1.0)
-    eventually(lambda: sql.one("select count(*) from procjobs.job_history where status = 'succeeded'") == 50, timeout=30)
+    eventually(
+        lambda: sql.one("select count(*) from procjobs.job_history where status = 'succeeded'") == 50, timeout=30
+    )
     took = time.monotonic() - killed_at
 
     assert took < 9.0, "three leases of three seconds"
     assert sql("select job, count(*) from executions group by job having count(*) <> 2") == []
     assert sql("select distinct pid from executions where pid <> %s", first.pid) == [(second.pid,)]
     assert sql("select distinct crashes, attempts from procjobs.job_history") == [(1, 1)]
-    assert sql.one("select count(*) from procjobs.job_attempts where outcome = 'crashed' and job_id = any(%s)", jobs) == 50
+    assert (
+        sql.one("select count(*) from procjobs.job_attempts where outcome = 'crashed' and job_id = any(%s)", jobs) == 50
+    )
 
 
 def test_a_zombies_finish_is_refused_and_it_goes_on_as_a_new_worker(start, dsn, sql, eventually):
@@ -67,8 +71,10 @@ def test_a_job_that_kills_its_worker_is_a_dead_letter_after_three(start, dsn, sq
     while sql.one("select status::text from procjobs.jobs where id = %s", job) != "failed":
         workers.append(start(dsn, "--concurrency=1", heartbeat=0.2))
         eventually(
-            lambda: workers[-1].popen.poll() is not None
-            or sql.one("select status::text from procjobs.jobs where id = %s", job) == "failed",
+            lambda: (
+                workers[-1].popen.poll() is not None
+                or sql.one("select status::text from procjobs.jobs where id = %s", job) == "failed"
+            ),
             timeout=30,
         )
     assert len(workers) <= 4
@@ -92,7 +98,9 @@ def test_sigterm_gives_back_a_job_that_outlives_the_timeout_and_ends_with_0(star
     eventually(lambda: sql.one("select count(*) from executions"), timeout=30)
     worker.signal(signal.SIGTERM)
     assert worker.exit_code() == 0
-    assert sql("select status::text, attempts, pj_crashes from procrastinate_jobs where id = %s", job) == [("todo", 0, 0)]
+    assert sql("select status::text, attempts, pj_crashes from procrastinate_jobs where id = %s", job) == [
+        ("todo", 0, 0)
+    ]
 
 
 @pytest.mark.parametrize("task", ["wait_for_gate", "ignore_cancellation"])

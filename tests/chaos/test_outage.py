@@ -38,7 +38,8 @@ class Load:
                     while not self._stop.wait(0.005):
                         key += 1
                         query = "select procjobs.defer('effect', jsonb_build_object('key', %s::int))"
-                        self.acknowledged.append(connection.execute(query, (key,)).fetchone()[0])
+                        ((job_id,),) = connection.execute(query, (key,)).fetchall()
+                        self.acknowledged.append(job_id)
             except psycopg.Error:
                 self._stop.wait(0.05)
 
@@ -49,7 +50,8 @@ def outage(server, start, eventually, seconds: float, how: str) -> None:
 
     def one(query, *params):
         with psycopg.connect(dsn, autocommit=True) as connection:
-            return connection.execute(query, params or None).fetchone()[0]
+            ((value,),) = connection.execute(query, params or None).fetchall()
+            return value
 
     one("select procjobs.register_tasks('[{\"name\": \"effect\"}]', 'test')")
     worker = start(dsn, "--concurrency=20")
@@ -63,7 +65,9 @@ def outage(server, start, eventually, seconds: float, how: str) -> None:
         before = len(load.acknowledged)
         server.start()
         eventually(lambda: len(load.acknowledged) > before + 100, timeout=30)
-    eventually(lambda: one("select count(*) from procrastinate_jobs where status in ('todo', 'doing')") == 0, timeout=60)
+    eventually(
+        lambda: one("select count(*) from procrastinate_jobs where status in ('todo', 'doing')") == 0, timeout=60
+    )
 
     assert worker.popen.poll() is None
     with psycopg.connect(dsn, autocommit=True) as connection:

@@ -15,10 +15,10 @@ HEARTBEAT = float(os.environ.get("VICTIM_HEARTBEAT", "0.5"))
 
 app = procjobs.App(
     os.environ["VICTIM_DSN"],
-    worker_defaults={
+    worker_defaults={  # type: ignore[arg-type]
         "update_heartbeat_interval": HEARTBEAT,
         "stalled_worker_timeout": 3 * HEARTBEAT,
-        "kill_timeout": 0.5,  # type: ignore[typeddict-unknown-key]
+        "kill_timeout": 0.5,
     },
 )
 

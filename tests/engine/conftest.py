@@ -36,7 +36,7 @@ Working = Callable[..., AbstractAsyncContextManager["asyncio.Task[None]"]]
 
 @pytest.fixture
 def working(app: procjobs.App) -> Working:
-    """`async with working(concurrency=2) as worker:` runs a worker of `app`, a task of this loop, and stops it after."""
+    """`async with working(concurrency=2) as worker:` runs a worker of `app` in this loop and stops it after."""
 
     @asynccontextmanager
     async def run(**options: Any) -> AsyncIterator[asyncio.Task[None]]:

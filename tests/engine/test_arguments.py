@@ -70,7 +70,12 @@ async def test_one_bad_job_of_a_batch_refuses_the_batch(send, sql):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"to": "a"}, {"to": "a", "count": 2, "tags": ["x"]}, {"to": "\\u0000 is only spelled", "tags": None}, {"to": "ü€😀"}],
+    [
+        {"to": "a"},
+        {"to": "a", "count": 2, "tags": ["x"]},
+        {"to": "\\u0000 is only spelled", "tags": None},
+        {"to": "ü€😀"},
+    ],
 )
 async def test_accepted_arguments_arrive_as_they_were(send, sql, arguments):
     await send.defer_async(**arguments)
@@ -79,9 +84,17 @@ async def test_accepted_arguments_arrive_as_they_were(send, sql, arguments):
 
 async def test_what_the_client_accepts_the_database_accepts_and_the_other_way_round(app, send, sql):
     await app.register_tasks()
-    cases = [
-        {"to": "a"}, {"to": 1}, {}, {"to": "a", "count": 1.5}, {"to": "a", "tags": []}, {"to": "a", "tags": {}},
-        {"to": "a", "x": 1}, {"to": "a", "count": None}, {"to": ""}, {"to": ["a"]},
+    cases: list[dict[str, Any]] = [
+        {"to": "a"},
+        {"to": 1},
+        {},
+        {"to": "a", "count": 1.5},
+        {"to": "a", "tags": []},
+        {"to": "a", "tags": {}},
+        {"to": "a", "x": 1},
+        {"to": "a", "count": None},
+        {"to": ""},
+        {"to": ["a"]},
     ]
     for case in cases:
         try:
@@ -126,15 +139,25 @@ class Opaque:
 
 def test_signatures_of_many_kinds():
     def task(
-        when: dt.datetime, who: uuid.UUID, color: Color, kind: Literal["a", "b"], at: Address,
-        amount: Annotated[int, Field(ge=1)], *, anything=None,
+        when: dt.datetime,
+        who: uuid.UUID,
+        color: Color,
+        kind: Literal["a", "b"],
+        at: Address,
+        amount: Annotated[int, Field(ge=1)],
+        *,
+        anything=None,
     ):
         pass
 
     found = signature(task)
     good = {
-        "when": "2026-11-22T10:00:00Z", "who": str(uuid.uuid4()), "color": "red", "kind": "a",
-        "at": {"street": "x"}, "amount": 1,
+        "when": "2026-11-22T10:00:00Z",
+        "who": str(uuid.uuid4()),
+        "color": "red",
+        "kind": "a",
+        "at": {"street": "x"},
+        "amount": 1,
     }
     found.check(json.dumps(good))
     for key, bad in [("when", "soon"), ("who", "me"), ("color", "blue"), ("kind", "c"), ("at", {}), ("amount", 0)]:
@@ -167,7 +190,7 @@ def test_an_annotation_without_json_form_takes_anything():
 
 
 def test_names_that_only_type_checkers_know_take_anything():
-    def task(thing: NoSuchName, x: int):  # noqa: F821
+    def task(thing: NoSuchName, x: int):  # type: ignore[name-defined]  # noqa: F821
         pass
 
     found = signature(task)

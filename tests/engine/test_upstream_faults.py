@@ -1,4 +1,4 @@
-"""The sixteen faults of Procrastinate's own worker that ours must not have, one test each, in the order of their numbers."""
+"""The sixteen faults of Procrastinate's own worker that ours must not have, in the order of their numbers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ async def test_01_a_finish_that_fails_is_tried_again_until_it_succeeds(app, noop
     sql("""create function fail_thrice() returns trigger language plpgsql as $$
            begin
              if nextval('procjobs.failures') <= 3 then
-               raise exception 'injected' using errcode = (array['40001', '40P01', '53100'])[currval('procjobs.failures')];
+               raise exception 'injected'
+                 using errcode = (array['40001', '40P01', '53100'])[currval('procjobs.failures')];
              end if;
              return new;
            end $$""")
@@ -85,7 +86,7 @@ async def test_03_a_job_that_blocks_the_loop_for_longer_than_the_lease_does_not_
 ):
     @app.task(name="block")
     async def block():
-        time.sleep(2.5)  # no await: the loop stands still
+        time.sleep(2.5)  # noqa: ASYNC251  the loop shall stand still
 
     job = await block.defer_async()
     async with working(update_heartbeat_interval=0.2, stalled_worker_timeout=1.0):
@@ -99,7 +100,8 @@ async def test_03_a_job_that_blocks_the_loop_for_longer_than_the_lease_does_not_
 
 def psycopg_value(app, query):
     with psycopg.connect(app.target.conninfo, autocommit=True) as connection:
-        return connection.execute(query).fetchone()[0]
+        ((value,),) = connection.execute(query).fetchall()
+        return value
 
 
 async def test_03_the_heartbeat_goes_on_while_the_worker_drains(app, working, sql, eventually):
@@ -131,10 +133,12 @@ async def test_04_every_connection_is_cut_again_and_again_and_the_worker_goes_on
                 "where datname = current_database() and application_name like 'procjobs %'"
             )
             await eventually(
-                lambda jobs=jobs: sql.one(
-                    "select count(*) from procjobs.job_history where id = any(%s) and status = 'succeeded'", jobs
+                lambda jobs=jobs: (
+                    sql.one(
+                        "select count(*) from procjobs.job_history where id = any(%s) and status = 'succeeded'", jobs
+                    )
+                    == 20
                 )
-                == 20
             )
     assert sql.one("select count(*) from procrastinate_jobs") == 0
 
@@ -153,7 +157,12 @@ async def test_05_forged_and_malformed_notifications_change_nothing(app, working
         forged = [
             json.dumps({"type": "abort_job_requested", "job_id": job}),
             json.dumps({"type": "abort_job_requested", "job_id": "x"}),
-            '{"type": "abort', "", "\u0001", "[1]", '{"type": 7}', "abort " * 1000,
+            '{"type": "abort',
+            "",
+            "\u0001",
+            "[1]",
+            '{"type": 7}',
+            "abort " * 1000,
         ]
         for n in range(2500):
             for channel in ("procrastinate_any_queue_v1", "procrastinate_queue_v1#default"):
@@ -180,7 +189,8 @@ async def test_06_one_row_that_nobody_can_read_fails_alone(app, noop, drain, sql
     before = await noop.defer_async()
     sql(UNCHECKED)
     bad = sql.one(
-        "insert into procrastinate_jobs (queue_name, task_name, args) values ('default', 'noop', %s::jsonb) returning id",
+        "insert into procrastinate_jobs (queue_name, task_name, args) "
+        "values ('default', 'noop', %s::jsonb) returning id",
         absurd,
     )
     after = await noop.defer_async()
@@ -249,7 +259,7 @@ async def test_09_a_race_for_a_lock_is_a_skipped_candidate_never_an_error(app, s
     async def claimer(n: int):
         async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
             cursor = await connection.execute(REGISTER, (f"w{n}",))
-            (worker,) = await cursor.fetchone()
+            ((worker,),) = await cursor.fetchall()
             while len(done) < 120:
                 cursor = await connection.execute("select id, lease from procjobs.claim_jobs(%s, null, 5)", (worker,))
                 rows = await cursor.fetchall()
@@ -413,13 +423,12 @@ async def test_14_slots_missed_while_no_worker_ran_are_caught_up_after_a_restart
 
     now = int(time.time())
     sql(
-        "insert into procrastinate_periodic_defers (task_name, periodic_id, defer_timestamp) values ('minutely', '', %s)",
+        "insert into procrastinate_periodic_defers (task_name, periodic_id, defer_timestamp) "
+        "values ('minutely', '', %s)",
         (now // 60 - 3) * 60,
     )
     async with working():
-        await eventually(
-            lambda: sql.one("select count(*) from procjobs.job_history where task_name = 'minutely'") >= 3
-        )
+        await eventually(lambda: sql.one("select count(*) from procjobs.job_history where task_name = 'minutely'") >= 3)
     slots = [args["timestamp"] for (args,) in sql("select args from procjobs.job_history order by id")]
     assert slots[:3] == [(now // 60 - n) * 60 for n in (2, 1, 0)]
 

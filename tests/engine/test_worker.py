@@ -177,13 +177,16 @@ async def test_snooze_spends_no_attempt(app, drain, sql):
     job = await later.defer_async()
     await drain()
     ((state, attempts, in_an_hour),) = sql(
-        "select status::text, attempts, scheduled_at > now() + interval '59 minutes' from procrastinate_jobs where id = %s",
+        "select status::text, attempts, scheduled_at > now() + interval '59 minutes' "
+        "from procrastinate_jobs where id = %s",
         job,
     )
     assert (state, attempts, in_an_hour) == ("todo", 0, True)
 
 
-@pytest.mark.parametrize(("verdict", "ended"), [(Discard("old news"), "cancelled"), (Cancel("changed my mind"), "aborted")])
+@pytest.mark.parametrize(
+    ("verdict", "ended"), [(Discard("old news"), "cancelled"), (Cancel("changed my mind"), "aborted")]
+)
 async def test_a_task_may_end_its_job_with_a_reason(app, drain, sql, verdict, ended):
     @app.task(name="verdict")
     async def decide():
@@ -422,7 +425,8 @@ async def test_prefetched_jobs_are_given_back_on_shutdown(app, working, sql, eve
     assert sql.one("select count(*) from procrastinate_jobs where status = 'doing'") == 0
     assert sql.one("select count(*) from procjobs.job_attempts") == 0
     left, done = sql(
-        "select (select count(*) from procrastinate_jobs where attempts = 0), (select count(*) from procjobs.job_history)"
+        "select (select count(*) from procrastinate_jobs where attempts = 0), "
+        "(select count(*) from procjobs.job_history)"
     )[0]
     assert left + done == 3050
 
@@ -471,4 +475,4 @@ async def test_the_worker_says_how_to_migrate_when_the_schema_is_missing(empty_d
     async with app.open_async():
         with pytest.raises(procjobs.errors.MigrationError) as refused:
             await app.run_worker_async(wait=False, install_signal_handlers=False)
-    assert "procjobs migrate" in refused.value.hint
+    assert "procjobs migrate" in (refused.value.hint or "")
