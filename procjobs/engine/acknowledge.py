@@ -27,8 +27,10 @@ _SETTLE = "select id, result from procjobs.settle_jobs(%s, %s::jsonb)"
 _TRANSIENT = ("40001", "40P01", "57014")
 #: Somebody's open transaction holds a row for longer than the lock_timeout of finish_jobs and settle_jobs.
 _ROW_HELD = "55P03"
-#: Data exceptions, broken constraints, exceeded limits: the same call never succeeds.
-_UNACCEPTABLE = ("22", "23", "54")
+#: Among others: a row was on its way into the default partition of the history when its own was attached.
+_PARTITION_ATTACHED = "23514"
+#: Data exceptions, broken constraints, exceeded limits, our own refusals: the same call never succeeds.
+_UNACCEPTABLE = ("22", "23", "54", "PJ")
 _LARGEST_BATCH = 1000
 
 Settlement = tuple[Claimed, dict[str, Any]]
@@ -149,6 +151,7 @@ class Acknowledger:
         """Rows, and whether an earlier try may have taken effect without our seeing its reply."""
         backoff = Backoff()
         repeated = False
+        rerouted = 0
         while True:
             try:
                 return await self._link.fetch(query, parameters), repeated
@@ -159,7 +162,8 @@ class Acknowledger:
                     )
                 repeated = True
             except DatabaseError as error:
-                if error.sqlstate not in _TRANSIENT:
+                rerouted += error.sqlstate == _PARTITION_ATTACHED
+                if error.sqlstate not in _TRANSIENT and not 1 <= rerouted <= 3:
                     raise
             await backoff.wait()
 

@@ -504,7 +504,9 @@ class Worker(UpstreamWorker):
         while True:
             ((due_in,),) = await self._upkeep.fetch("select procjobs.upkeep()")
             self._give_back_stale()
-            wait = tick if due_in is None else min(tick, max(0.01, due_in))
+            # Still due after upkeep: another worker is at it, or somebody's open transaction holds the job.
+            soonest = 0.01 if due_in is None or due_in > 0 else 0.1
+            wait = tick if due_in is None else min(tick, max(soonest, due_in))
             await asyncio.sleep(wait * random.uniform(0.9, 1.0) if wait == tick else wait)
 
     def _give_back_stale(self) -> None:

@@ -166,10 +166,13 @@ begin
     and s.paused_at is not null;
 
   v_reasons := array_remove(array[
-    case when p_job.scheduled_at > v_now then format(
-      'not due until %s, in %s%s', procjobs.say_time(p_job.scheduled_at), procjobs.say_span(p_job.scheduled_at - v_now),
-      case when p_job.attempts + p_job.pj_crashes > 0
-        then format(' (%s runs failed, %s crashed)', p_job.attempts, p_job.pj_crashes) else '' end) end,
+    case
+      when p_job.scheduled_at = 'infinity' then 'not due until somebody gives it a time'
+      when p_job.scheduled_at > v_now then format(
+        'not due until %s, in %s%s', procjobs.say_time(p_job.scheduled_at), procjobs.say_span(p_job.scheduled_at - v_now),
+        case when p_job.attempts + p_job.pj_crashes > 0
+          then format(' (%s runs failed, %s crashed)', p_job.attempts, p_job.pj_crashes) else '' end)
+    end,
     case when v_pause.name is not null then format(
       'queue %s was paused by %s at %s%s', v_pause.name, v_pause.paused_by, procjobs.say_time(v_pause.paused_at),
       coalesce(': ' || v_pause.pause_reason, '')) end,

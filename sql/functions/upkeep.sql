@@ -84,6 +84,40 @@ comment on function procjobs.ensure_history_partitions(integer) is
   'Creates the history partitions of today and the coming days. Returns how many were new. '
   'Definer: only the owner creates tables.';
 
+create or replace function procjobs.forget_workers()
+returns integer
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_count integer;
+begin
+  delete from procjobs.worker_state
+  where coalesce(dead_at, stopped_at) < procjobs.clock() - interval '7 days';
+  get diagnostics v_count = row_count;
+  return v_count;
+end
+$$;
+comment on function procjobs.forget_workers() is 'Deletes workers that died or left more than seven days ago. Returns how many.';
+
+create or replace function procjobs.run_chore(p_chore text, p_every interval)
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_every is null or procjobs.chore_is_due(p_chore, p_every) then
+    execute format('select procjobs.%I()', p_chore);
+  end if;
+exception
+  when others then
+    -- A chore that fails must not keep the others from being done: what one does is undone, and the log says why.
+    raise warning 'chore % failed: %', p_chore, sqlerrm;
+end
+$$;
+comment on function procjobs.run_chore(text, interval) is
+  'Calls a chore of upkeep, named like its function, if it is due (null: always).';
+
 create or replace function procjobs.upkeep()
 returns double precision
 language plpgsql
@@ -95,18 +129,11 @@ as $$
 begin
   -- One caller at a time in the whole fleet; whoever finds it taken has nothing to do.
   if pg_try_advisory_xact_lock(hashtext('procjobs.upkeep')) then
-    perform procjobs.promote_due();
-    perform procjobs.rescue_jobs();
-    if procjobs.chore_is_due('sweep', interval '2 seconds') then
-      perform procjobs.sweep_locks();
-    end if;
-    if procjobs.chore_is_due('partitions', interval '1 minute') then
-      perform procjobs.ensure_history_partitions();
-    end if;
-    if procjobs.chore_is_due('forget_workers', interval '1 hour') then
-      delete from procjobs.worker_state
-      where coalesce(dead_at, stopped_at) < procjobs.clock() - interval '7 days';
-    end if;
+    perform procjobs.run_chore('promote_due', null);
+    perform procjobs.run_chore('rescue_jobs', null);
+    perform procjobs.run_chore('sweep_locks', interval '2 seconds');
+    perform procjobs.run_chore('ensure_history_partitions', interval '1 minute');
+    perform procjobs.run_chore('forget_workers', interval '1 hour');
   end if;
 
   return (

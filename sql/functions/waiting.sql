@@ -15,7 +15,15 @@ begin
   if new.status <> 'todo' then
     return new;
   end if;
+  if octet_length(new.lock) > 2600 then
+    -- Refused now: PostgreSQL could not index it later, when the job is to run.
+    raise exception 'a lock has at most 2600 bytes'
+      using errcode = 'PJ009',
+            detail = format('it has %s', octet_length(new.lock)),
+            hint = 'Use a hash of it: md5(...).';
+  end if;
 
+  new.pj_finished_at := null;
   if new.scheduled_at > procjobs.clock() then
     new.pj_waits_for := 'time';
   elsif new.lock is not null and (
@@ -262,7 +270,7 @@ declare
 begin
   select position into v_after
   from procjobs.upkeep_state
-  where chore = 'sweep_locks';
+  where chore = 'sweep_position';
 
   -- A loose index scan: one probe a lock, however many jobs share it.
   with recursive held(lock, n) as (
@@ -297,9 +305,9 @@ begin
 
   -- Seldom more than one slice. The row may be locked by somebody's open transaction: then this slice is done again.
   if v_after is not null or cardinality(v_locks) > p_max_locks then
-    if not exists (select from procjobs.upkeep_state s where s.chore = 'sweep_locks') then
+    if not exists (select from procjobs.upkeep_state s where s.chore = 'sweep_position') then
       insert into procjobs.upkeep_state (chore, ran_at)
-      values ('sweep_locks', procjobs.clock())
+      values ('sweep_position', procjobs.clock())
       on conflict (chore) do nothing;
     end if;
 
@@ -309,7 +317,7 @@ begin
     where chore in (
       select s.chore
       from procjobs.upkeep_state s
-      where s.chore = 'sweep_locks'
+      where s.chore = 'sweep_position'
       for update skip locked
     );
   end if;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.conftest import Sql
+import procjobs
+from tests.conftest import Sql, with_user
+from tests.engine.conftest import FAST
 from tests.engine.fleet import Claim, Fleet, Thread, opened, waits_for_a_row
 
 LONG_QUEUE = "q" * 128
@@ -218,6 +221,7 @@ def test_a_parked_job_is_found_only_on_a_queue_that_its_worker_works(fleet: Flee
     fleet.claim(fleet.worker())
     new = fleet.worker("tomorrow")
     assert fleet.claim_ids(new, 10, queues=["reports"]) == []
+    assert fleet.waits_for(parked) == "task"
     assert fleet.claim_ids(new, 10, queues=["mail"]) == [parked]
 
 
@@ -336,6 +340,49 @@ def test_claimers_in_parallel_never_run_two_jobs_of_a_lock(dsn: str, fleet: Flee
     claims = [claim for thread in [Thread(work) for _ in range(4)] for claim in thread.result()]
     assert sorted(claim.lock or "" for claim in claims) == sorted(f"lock{lock}" for lock in range(20))
     assert {claim.priority for claim in claims} == {7}
+
+
+# -- rights --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_worker_needs_no_more_rights_than_its_role_has(
+    dsn: str, fleet: Fleet, sql: Sql, eventually: Callable[..., Any]
+) -> None:
+    sql("drop role if exists plain_worker")
+    sql("create role plain_worker login in role procjobs_worker")
+    app = procjobs.App(with_user(dsn, "plain_worker"))
+    ran: list[str] = []
+
+    @app.periodic(cron="* * * * * *")
+    @app.task(name="tick", queueing_lock="tick")
+    async def tick(timestamp: int) -> None:
+        ran.append("tick")
+
+    @app.task(name="boom", retry=procjobs.Retry(max_attempts=2, base=0, cap=0))
+    async def boom() -> None:
+        ran.append("boom")
+        raise ValueError
+
+    @app.task(name="parent", lock="l")
+    async def parent() -> None:
+        await boom.configure(lock="l").defer_async()
+
+    @app.task(name="endless")
+    async def endless() -> None:
+        await asyncio.Event().wait()
+
+    async with app.open_async():
+        await parent.defer_async()
+        stopped = await endless.configure(schedule_in={"seconds": 0}).defer_async()
+        worker = asyncio.create_task(app.run_worker_async(**FAST))
+        await eventually(lambda: ran.count("boom") == 2 and "tick" in ran)
+        await eventually(lambda: fleet.status(stopped) == "doing")
+        sql("select procjobs.cancel(%s)", stopped)
+        await eventually(lambda: fleet.status(stopped) == "aborted")
+        worker.cancel()
+        await asyncio.gather(worker, return_exceptions=True)
+    assert sql.one("select stopped_at is not null from procjobs.worker_state")
+    sql("drop role plain_worker")
 
 
 # -- the clock -----------------------------------------------------------------------------------------------------

@@ -162,6 +162,19 @@ def test_a_zombie_ends_nothing_whatever_became_of_the_job(fleet: Fleet, disposal
     assert fleet.finish(stale, disposal=disposal) == []  # it is over
 
 
+@pytest.mark.parametrize("disposal", DISPOSALS)
+def test_a_run_that_has_ended_does_not_end_again(fleet: Fleet, sql: Sql, disposal: str) -> None:
+    """Its row may still be there, with its worker and its lease."""
+    dead, kept = fleet.defer(), fleet.defer()
+    lost, won = fleet.claim(fleet.worker(), 2)
+    assert fleet.settle(lost, "failed") == "failed"
+    assert fleet.finish(won, disposal="keep") == [kept]
+    before = sql("select * from procrastinate_jobs order by id")
+    assert fleet.finish(lost, won, disposal=disposal) == []
+    assert sql("select * from procrastinate_jobs order by id") == before
+    assert fleet.status(dead) == "failed"
+
+
 def test_what_holds_ends_beside_what_does_not(fleet: Fleet) -> None:
     jobs = [fleet.defer() for _ in range(4)]
     first, second, third, fourth = fleet.claim(fleet.worker(), 4)

@@ -291,6 +291,10 @@ def test_an_open_transaction_that_swept_a_slice_does_not_stop_the_sweep(fleet: F
     with rival.sql.connection.transaction():
         assert rival.sql.one("select procjobs.sweep_locks(10)") == 10
         fleet.sql("select procjobs.sweep_locks(10)")
+        heard: list[str] = []
+        fleet.sql.connection.add_notice_handler(lambda notice: heard.append(notice.message_primary or ""))
+        fleet.sql("select procjobs.upkeep()")
+        assert heard == []
     for _ in range(3):
         fleet.sql("select procjobs.sweep_locks(10)")
     assert fleet.sql.one("select count(*) from procrastinate_jobs where pj_waits_for is null") == 25

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -533,6 +534,7 @@ async def test_a_failed_job_can_be_retried_by_hand(keeping: procjobs.App, sql: S
         made = await fill(keeping)
         await keeping.job_manager.retry_job_by_id_async(made["failed"], datetime.datetime.now(datetime.UTC))
         assert await _is(keeping.job_manager, made["failed"], jobs.Status.TODO)
+        assert sql("select state, finished_at from procjobs.jobs where id = %s", made["failed"]) == [("waiting", None)]
         await keeping.run_worker_async(**{**FAST, "wait": False})
         assert await _is(keeping.job_manager, made["failed"], jobs.Status.FAILED)
     assert sql.one("select count(*) from procjobs.job_attempts where job_id = %s", made["failed"]) == 2
@@ -794,11 +796,17 @@ async def test_upstreams_worker_and_ours_drain_one_queue_together(app: procjobs.
         for n in range(90):
             await (app if n % 2 else stock).configure_task("both_enqueue").defer_async(n=n)
             await (stock if n % 2 else app).configure_task("t", lock=f"lock {n % 4}").defer_async(fail=n % 7 == 0)
+
+        async def keep_stock_running() -> None:
+            while True:  # a lost race for a lock ends upstream's own worker
+                with suppress(exceptions.UniqueViolation):
+                    await stock.run_worker_async(
+                        concurrency=3, install_signal_handlers=False, fetch_job_polling_interval=0.05
+                    )
+
         workers = [
             asyncio.create_task(app.run_worker_async(**{**FAST, "concurrency": 3})),
-            asyncio.create_task(
-                stock.run_worker_async(concurrency=3, install_signal_handlers=False, fetch_job_polling_interval=0.05)
-            ),
+            asyncio.create_task(keep_stock_running()),
         ]
         async with asyncio.timeout(40):
             while sql.one("select count(*) from procrastinate_jobs where status in ('todo', 'doing')"):

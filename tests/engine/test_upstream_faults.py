@@ -124,6 +124,7 @@ async def test_03_the_heartbeat_goes_on_while_the_worker_drains(app, working, sq
             await worker
 
 
+@pytest.mark.slow
 async def test_04_every_connection_is_cut_again_and_again_and_the_worker_goes_on(app, noop, working, sql, eventually):
     async with working():
         for _ in range(20):
