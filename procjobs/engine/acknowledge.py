@@ -39,13 +39,23 @@ Settlement = tuple[Claimed, dict[str, Any]]
 class Acknowledger:
     """Sends finished and otherwise ended runs of one worker to the database.
 
-    on_durable: called with the jobs whose end is durable, or void because the lease was lost.
+    on_durable:    called with the jobs whose end is durable, or void because the lease was lost.
+    finished_jobs: archive, keep or delete, for runs that succeeded; keep holds for the others too.
+    delete_failed: forget jobs that ended in another way and will not run again.
     """
 
-    def __init__(self, link: Link, finished_jobs: str, on_durable: Callable[[Sequence[Claimed]], None]) -> None:
+    def __init__(
+        self,
+        link: Link,
+        on_durable: Callable[[Sequence[Claimed]], None],
+        *,
+        finished_jobs: str,
+        delete_failed: bool,
+    ) -> None:
         self.worker_id = 0
         self._link = link
         self._finished_jobs = finished_jobs
+        self._disposal = {"keep": finished_jobs == "keep", "delete": delete_failed}
         self._on_durable = on_durable
         self._finished: list[Claimed] = []
         self._settled: list[Settlement] = []
@@ -111,8 +121,7 @@ class Acknowledger:
         settled = [(job, settlement) for job, settlement in settled if not job.fenced]
         if not settled:
             return
-        keep = self._finished_jobs == "keep"
-        batch = [{"id": job.id, "lease": job.lease, "keep": keep, **settlement} for job, settlement in settled]
+        batch = [{"id": job.id, "lease": job.lease, **self._disposal, **settlement} for job, settlement in settled]
         try:
             rows, repeated = await self._persist(_SETTLE, (self.worker_id, json.dumps(batch, default=str)))
         except DatabaseError as error:

@@ -85,8 +85,12 @@ class Worker(UpstreamWorker):
         self._claims = Link(target, "procjobs claim")
         self._upkeep = Link(target, "procjobs upkeep")
         self._reports = Link(target, "procjobs finish")
-        self._acknowledger = Acknowledger(self._reports, self._disposal(finished_jobs), self._on_durable)
-        self._delete_failed = self.delete_jobs is DeleteJobCondition.ALWAYS
+        self._acknowledger = Acknowledger(
+            self._reports,
+            self._on_durable,
+            finished_jobs=self._disposal(finished_jobs),
+            delete_failed=self.delete_jobs is DeleteJobCondition.ALWAYS,
+        )
         self._heartbeat: Heartbeat | None = None
         self._held: dict[int, Claimed] = {}
         self._ready: deque[Claimed] = deque()
@@ -365,8 +369,6 @@ class Worker(UpstreamWorker):
             self._acknowledger.finished(job)
             return
         self._log_settlement(job, settlement, began)
-        if self._delete_failed:
-            settlement["delete"] = True
         self._acknowledger.settled(job, settlement)
 
     def _log_success(self, job: Claimed, began: float) -> None:

@@ -294,7 +294,7 @@ begin
       result := 'stale';
     else
       result := procjobs.settle_job(v_job, v_result);
-      if v_result ->> 'delete' = 'true' and result in ('failed', 'cancelled', 'discarded') then
+      if v_result ->> 'delete' = 'true' and result in ('failed', 'cancelled', 'discarded', 'superseded') then
         delete from public.procrastinate_jobs j where j.id = v_job.id;
         delete from procjobs.job_history h where h.id = v_job.id;
       end if;
