@@ -238,8 +238,13 @@ class Link:
             await self.close()
             raise
 
-    async def listen(self, channels: Sequence[str], *, check_every: float = 30.0) -> AsyncIterator[str]:
-        """LISTEN on channels and yield payloads as they come; an empty one when listening began.
+    @property
+    def pid(self) -> int | None:
+        """The server process of the open connection; a pooler's are not the server's."""
+        return None if self._connection is None else self._connection.info.backend_pid
+
+    async def listen(self, channels: Sequence[str], *, check_every: float = 30.0) -> AsyncIterator[tuple[str, int]]:
+        """LISTEN on channels and yield (payload, pid of the sender) as they come; ("", 0) when listening began.
 
         Ends with DatabaseUnavailable when the connection is lost; asks the server every `check_every` seconds, since
         a connection whose other end vanished is silent too.
@@ -248,10 +253,10 @@ class Link:
         try:
             for channel in channels:
                 await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
-            yield ""
+            yield "", 0
             while True:
                 async for notification in connection.notifies(timeout=check_every):
-                    yield notification.payload
+                    yield notification.payload, notification.pid
                 await self.fetch("select 1")
         except psycopg.Error as error:
             raise translate(error) from error

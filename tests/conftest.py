@@ -61,6 +61,7 @@ def folder() -> Iterator[Path]:
 
 #: Servers, processes, outages, wheels and the documentation's examples: left out by `scripts/test --quick`.
 SLOW = (
+    "bench/",
     "chaos/",
     "packs/test_delivery",
     "web/",

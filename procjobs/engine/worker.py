@@ -495,10 +495,10 @@ class Worker(UpstreamWorker):
         short = queues is not None and all(len(queue.encode()) <= 40 for queue in queues)
         channels = list(get_channel_for_queues(queues if short else None))
         link = Link(self._listen_target, "procjobs listen")
-        async for payload in link.listen(channels):
+        async for payload, sender in link.listen(channels):
             if "abort" in payload:
                 self._abort_event.set()
-            else:
+            elif sender != self._reports.pid:  # what our own acknowledgement let go, we look for after it anyway
                 self._work_event.set()
 
     async def _run_upkeep(self) -> None:
