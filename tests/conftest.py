@@ -62,6 +62,7 @@ def folder() -> Iterator[Path]:
 #: Servers, processes, outages, wheels and the documentation's examples: left out by `scripts/test --quick`.
 SLOW = (
     "bench/",
+    "engine/test_upstream_contract",
     "chaos/",
     "packs/test_delivery",
     "web/",

@@ -32,6 +32,7 @@ from procjobs.db import Link, Target
 from procjobs.engine.acknowledge import Acknowledger
 from procjobs.engine.backoff import Backoff
 from procjobs.engine.claimed import CLAIM, Claimed
+from procjobs.engine.endings import log_settlement, log_success
 from procjobs.engine.execution import Executor
 from procjobs.engine.heartbeat import Heartbeat
 from procjobs.engine.periodic import Periodic
@@ -365,43 +366,11 @@ class Worker(UpstreamWorker):
         settlement = await self._executor.run(job)
         if settlement is None:
             if logger.isEnabledFor(logging.INFO):
-                self._log_success(job, began)
+                log_success(job, time.monotonic() - began)
             self._acknowledger.finished(job)
             return
-        self._log_settlement(job, settlement, began)
+        log_settlement(job, settlement, time.monotonic() - began)
         self._acknowledger.settled(job, settlement)
-
-    def _log_success(self, job: Claimed, began: float) -> None:
-        took = time.monotonic() - began
-        logger.info(
-            "job %s (%s) succeeded in %.3f s",
-            job.id,
-            job.task_name,
-            took,
-            extra={"action": "job_succeeded", "job_id": job.id, "task": job.task_name, "took": round(took, 6)},
-        )
-
-    def _log_settlement(self, job: Claimed, settlement: dict[str, Any], began: float) -> None:
-        # The message of an exception may quote the arguments: it goes to the database, not to the log.
-        outcome = settlement["outcome"]
-        took = time.monotonic() - began
-        failed = outcome in ("failed", "crashed")
-        logger.log(
-            logging.ERROR if failed else logging.INFO,
-            "job %s (%s) %s after %.3f s%s",
-            job.id,
-            job.task_name,
-            outcome,
-            took,
-            f" with {settlement.get('error_class')}; see procjobs.attempts" if failed else "",
-            extra={
-                "action": f"job_{outcome}",
-                "job_id": job.id,
-                "task": job.task_name,
-                "took": round(took, 6),
-                "error": settlement.get("error_class"),
-            },
-        )
 
     def _on_durable(self, jobs: Sequence[Claimed]) -> None:
         """The database has the end of these jobs: their slots are free."""

@@ -299,8 +299,9 @@ begin
       exit when v_missing <= 0 or v_pass.set_aside = 0 and not (v_pass.overtaken and v_width < c_widest);
       v_width := least(c_widest, greatest(2 * v_width, v_missing, case when v_pass.set_aside > 0 then 200 end));
     exception
-      when unique_violation then
-        -- Somebody else took this lock between our look and our update. Look again; at last without locks.
+      when unique_violation or deadlock_detected then
+        -- Somebody else took this lock between our look and our update, or two of us each took one of two and waited
+        -- for the other. Look again; at last without locks.
         v_with_locks := v_round < 3;
     end;
   end loop;
