@@ -80,18 +80,21 @@ class Processes:
             if not answered.done():
                 answered.set_result(None)
 
-        loop.add_reader(child.pipe.fileno(), on_readable)
+        # Removed before the pipe is closed: a later pipe with the same number would find it and never wake.
+        descriptor = child.pipe.fileno()
+        loop.add_reader(descriptor, on_readable)
         try:
             child.pipe.send(request)
             await answered
             kind, *values = child.pipe.recv()
         except (EOFError, OSError) as error:
+            loop.remove_reader(descriptor)
             child.pipe.close()
             await asyncio.to_thread(child.process.join, self._grace)
             raise ProcessDied(f"the process of the job ended with exit code {child.process.exitcode}") from error
         finally:
             if not child.pipe.closed:
-                loop.remove_reader(child.pipe.fileno())
+                loop.remove_reader(descriptor)
         if kind == "error":
             raise RemoteError(*values)
         return json.loads(values[0])
