@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +15,10 @@ from psycopg.conninfo import make_conninfo
 
 from procjobs.db import Database, Target
 from procjobs.engine.enqueue import Enqueuer, adopt, quietly
+from procjobs.engine.scheduler import Scheduler
+from procjobs.engine.supervision import stop_signals
 from procjobs.engine.worker import Worker
+from procjobs.errors import SettingsError
 
 if TYPE_CHECKING:
     from procrastinate.app import WorkerOptions
@@ -210,6 +214,21 @@ class App(Blueprint, procrastinate.App):
             await super().run_worker_async(**kwargs)
         finally:
             await self.close_resources()
+
+    async def run_scheduler_async(self, *, install_signal_handlers: bool = True) -> None:
+        """Keep time without running a job, until SIGTERM, SIGINT or cancelled: upkeep and periodic tasks.
+
+        Workers do the same beside their jobs: this is for fleets that scale to zero, or whose workers are all busy.
+        """
+        if not isinstance(self.connector, procrastinate.PsycopgConnector):
+            raise SettingsError(
+                f"there is no time to keep for a {type(self.connector).__name__}",
+                hint="make the App with a DSN or a procrastinate.PsycopgConnector",
+            )
+        self.perform_import_paths()  # type: ignore[no-untyped-call]
+        scheduler = Scheduler(self, self.target)
+        with stop_signals(scheduler.stop) if install_signal_handlers else contextlib.nullcontext():
+            await scheduler.run()
 
     async def register_tasks(self) -> int:
         """Register the tasks with the database, as a starting worker does; how many were new or changed."""

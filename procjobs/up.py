@@ -2,6 +2,7 @@
 
     this process        PostgreSQL (embedded, unless a DSN is given), mail catcher, supervision
       +-- worker        runs jobs; all mail goes to the mail catcher
+      +-- scheduler     keeps time, also while every worker is busy
       +-- web           pages on a socket that this process opened, so that a restart loses no request
 
 What can go wrong is looked for in the order in which it costs least: folder, other `up`, port, server, schema.
@@ -158,11 +159,11 @@ async def _serve(place: Place, *, demo: bool) -> None:
     async with contextlib.AsyncExitStack() as stack:
         await catcher.start()
         stack.push_async_callback(catcher.stop)
-        workers, web = _workers(place, catcher), _web(place)
-        for child in (*workers, web):
+        workers, others = _workers(place, catcher), [*_schedulers(place), _web(place)]
+        for child in (*workers, *others):
             await child.start()
             stack.push_async_callback(child.stop)
-        lives = [stop.wait(), _open_for_business(place, catcher, workers, web, demo=demo)]
+        lives = [stop.wait(), _open_for_business(place, catcher, workers, others, demo=demo)]
         if place.server is not None:
             lives.append(_keep(place.server))
         try:
@@ -193,7 +194,7 @@ async def _first_of(*lives: Coroutine[Any, Any, object]) -> None:
 
 
 async def _open_for_business(
-    place: Place, catcher: MailCatcher, workers: list[Child], web: Child, *, demo: bool
+    place: Place, catcher: MailCatcher, workers: list[Child], others: list[Child], *, demo: bool
 ) -> None:
     """Seed, wait until everybody answers, tell the world; then stay."""
     facts = Facts(
@@ -203,7 +204,7 @@ async def _open_for_business(
         demo=await _seed(place.dsn) if demo else None,
         tokens=place.tokens,
     )
-    await _everybody_answers(place, workers, web)
+    await _everybody_answers(place, workers, others)
     write_facts(place.data, facts)
     host, port = catcher.address
     screen(
@@ -226,18 +227,31 @@ def _workers(place: Place, catcher: MailCatcher) -> list[Child]:
         "PROCJOBS_SMTP_PORT": str(port),
         "PROCJOBS_SMTP_TLS": "none",
     }
-    options = {"worker": ["--builtin"]}
-    if settings.app is not None:
-        options["app worker"] = ["--app", settings.app]
     return [
         Child(
             name,
-            [*_PROCJOBS, "worker", "--name", _known_as(name), *more],
+            [*_PROCJOBS, "worker", "--name", _known_as(name), *apps],
             env=env,
             grace=settings.shutdown_timeout + settings.kill_timeout + 5.0,
         )
-        for name, more in options.items()
+        for name, apps in _apps(settings, "worker").items()
     ]
+
+
+def _schedulers(place: Place) -> list[Child]:
+    """The scheduler of procjobs' own tasks, and one for the configured app."""
+    return [
+        Child(name, [*_PROCJOBS, "scheduler", *apps], env=_environment(place))
+        for name, apps in _apps(place.settings, "scheduler").items()
+    ]
+
+
+def _apps(settings: Settings, service: str) -> dict[str, list[str]]:
+    """The children that one service needs, by name: the options that choose their app."""
+    named = {service: ["--builtin"]}
+    if settings.app is not None:
+        named[f"app {service}"] = ["--app", settings.app]
+    return named
 
 
 def _web(place: Place) -> Child:
@@ -295,14 +309,14 @@ async def _seed(dsn: str) -> dict[str, str] | None:
     return {name: str(value) for name, value in asdict(found).items()}
 
 
-async def _everybody_answers(place: Place, workers: list[Child], web: Child) -> None:
+async def _everybody_answers(place: Place, workers: list[Child], others: list[Child]) -> None:
     """Return once the web pages answer and the workers have registered. Raises ServerError when they do not."""
     try:
         async with asyncio.timeout(PATIENCE_WITH_CHILDREN):
-            await _until(lambda: _web_answers(place.listener), [web])
+            await _until(lambda: _web_answers(place.listener), others)
             connection = await connect(place.dsn)
             try:
-                await _until(lambda: _registered(Transaction(connection), workers), workers)
+                await _until(lambda: _registered(Transaction(connection), workers), [*workers, *others])
             finally:
                 await connection.close()
     except TimeoutError as error:

@@ -1,4 +1,4 @@
-"""`procjobs worker` and `procjobs web` as processes: what they run, how they stop, and with which exit code."""
+"""`procjobs worker`, `scheduler` and `web` as processes: what they run, how they stop, and with which exit code."""
 
 from __future__ import annotations
 
@@ -170,6 +170,20 @@ def test_a_job_that_cannot_be_stopped_is_told_by_the_exit_code(begin: Any, here:
     assert code != 0 and "Traceback" not in said
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_scheduler_keeps_time_without_a_worker_and_ends_with_0(
+    begin: Any, here: Path, dsn: str, sql: Any, number: int
+) -> None:
+    (here / "shop.py").write_text(
+        f"{APP}\n@app.periodic(cron='* * * * * *')\n@app.task(name='tick')\ndef tick(timestamp: int) -> None: ...\n"
+    )
+    scheduler = begin("scheduler", "--app", "shop.app", cwd=here, DATABASE_URL=dsn)
+    wait_for(lambda: sql("select 1 from procjobs.jobs where task = 'tick'"))
+    code, said = end(scheduler, number)
+    assert code == 0 and "Traceback" not in said
+    assert "scheduler started, 1 periodic tasks" in said and "scheduler stopped" in said
+
+
 @pytest.mark.parametrize(
     ("app", "words"),
     [
@@ -185,16 +199,18 @@ def test_an_app_that_cannot_be_used_is_told_in_a_sentence(here: Path, dsn: str, 
     assert words in sentence(said) and app in sentence(said)
 
 
-def test_a_worker_without_a_database_is_told_in_a_sentence(here: Path) -> None:
+@pytest.mark.parametrize("service", ["worker", "scheduler"])
+def test_one_without_a_database_is_told_in_a_sentence(here: Path, service: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
-    said = procjobs_command("worker", cwd=here, env={"DATABASE_URL": f"postgresql://u:s3cret@127.0.0.1:{port}/x"})
+    said = procjobs_command(service, cwd=here, env={"DATABASE_URL": f"postgresql://u:s3cret@127.0.0.1:{port}/x"})
     assert "s3cret" not in said.stderr + said.stdout
     assert "DATABASE_URL" in sentence(said)
 
 
-def test_a_worker_on_a_database_that_was_not_migrated(here: Path, empty_dsn: str) -> None:
-    said = procjobs_command("worker", cwd=here, env={"DATABASE_URL": empty_dsn})
+@pytest.mark.parametrize("service", ["worker", "scheduler"])
+def test_one_on_a_database_that_was_not_migrated(here: Path, empty_dsn: str, service: str) -> None:
+    said = procjobs_command(service, cwd=here, env={"DATABASE_URL": empty_dsn})
     assert "procjobs migrate" in sentence(said)
 
 

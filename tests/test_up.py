@@ -271,7 +271,7 @@ def test_kill_9_takes_the_children_along_and_the_next_start_works(start: Any) ->
 def test_children_that_die_are_started_again(start: Any) -> None:
     up = start()
     facts = up.ready()
-    for part in (" -m procjobs worker ", " -m procjobs web ", "postgres -D"):
+    for part in (" -m procjobs worker ", " -m procjobs scheduler ", " -m procjobs web ", "postgres -D"):
         (victim,) = [pid for pid, command in descendants(up.process.pid).items() if part in command]
         os.kill(victim, signal.SIGKILL)
         wait_for(

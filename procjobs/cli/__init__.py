@@ -21,7 +21,7 @@ class Sections(click.Group):
     """A group that lists its commands by section, in the order in which one meets them."""
 
     sections: tuple[tuple[str, tuple[click.Command, ...]], ...] = (
-        ("Run", (services.up, services.worker, services.web)),
+        ("Run", (services.up, services.worker, services.scheduler, services.web)),
         ("Set up", (setup.init, setup.migrate, setup.check, tools.doctor)),
         ("Jobs", (jobs.defer, jobs.jobs, queues.queues, queues.workers, mail.mail)),
         ("Tools", (tools.psql, tools.bench, tools.completion)),

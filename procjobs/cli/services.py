@@ -1,23 +1,32 @@
-"""up, worker and web: what keeps running."""
+"""up, worker, scheduler and web: what keeps running."""
 
 from __future__ import annotations
 
 import os
 import socket
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from procjobs.cli.database import database_options, dsn_of, load_settings
 
-__all__ = ["up", "web", "worker"]
+__all__ = ["scheduler", "up", "web", "worker"]
+
+if TYPE_CHECKING:
+    from procjobs.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 host_option = click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 port_option = click.option(
     "--port", type=click.IntRange(0, 65535), help="Port of the web pages; 0 is any free one.  [default: 8080]"
+)
+app_option = click.option(
+    "--app", metavar="MODULE.APP", help="Your procjobs.App, e.g. myapp.tasks.app.  [default: procjobs' own]"
+)
+builtin_option = click.option(
+    "--builtin", is_flag=True, help="Take procjobs' own tasks even where an app is configured."
 )
 
 
@@ -39,7 +48,7 @@ def _log_options(command: F) -> F:
 @click.option("--demo/--no-demo", default=True, help="Seed a small lively organization.  [default: --demo]")
 @_log_options
 def up(demo: bool, **flags: Any) -> int:
-    """Start everything on this machine: PostgreSQL, worker, mail catcher and web pages.
+    """Start everything on this machine: PostgreSQL, worker, scheduler, mail catcher and web pages.
 
     Without DATABASE_URL an embedded PostgreSQL keeps its data in DIR. All mail goes to a mailbox in DIR and nowhere
     else. What one needs to connect is printed and written to DIR/up.json. Ctrl-C stops everything.
@@ -53,8 +62,8 @@ def up(demo: bool, **flags: Any) -> int:
 
 
 @click.command(short_help="Run jobs.")
-@click.option("--app", metavar="MODULE.APP", help="Your procjobs.App, e.g. myapp.tasks.app.  [default: procjobs' own]")
-@click.option("--builtin", is_flag=True, help="Run procjobs' own tasks even where an app is configured.")
+@app_option
+@builtin_option
 @click.option("--queues", metavar="A,B", help="Queues to claim from.  [default: all]")
 @click.option("--concurrency", type=click.IntRange(1), help="Jobs at a time.  [default: 10]")
 @click.option("--name", help="Name in logs and in `procjobs workers`.  [default: host and process id]")
@@ -66,8 +75,32 @@ def worker(builtin: bool, name: str | None, one_shot: bool, **flags: Any) -> int
 
     Exit code 0 after a clean stop, 1 when jobs had to be abandoned or the worker failed.
     """
-    from procjobs import logs
     from procjobs.cli.work import run_worker
+
+    settings = _settings_of("worker", builtin=builtin, **flags)
+    return run_worker(
+        settings, builtin=builtin, name=name or f"{socket.gethostname()}-{os.getpid()}", one_shot=one_shot
+    )
+
+
+@click.command(short_help="Keep time without running jobs.")
+@app_option
+@builtin_option
+@database_options
+@_log_options
+def scheduler(builtin: bool, **flags: Any) -> int:
+    """Make due jobs ready, rescue the jobs of dead workers, defer periodic tasks; until SIGTERM or Ctrl-C.
+
+    Every worker does this too. A scheduler is for fleets that scale to zero or whose workers are all busy; any number
+    may run, and each slot fires once.
+    """
+    from procjobs.cli.work import run_scheduler
+
+    return run_scheduler(_settings_of("scheduler", builtin=builtin, **flags), builtin=builtin)
+
+
+def _settings_of(service: str, *, builtin: bool, **flags: Any) -> Settings:
+    from procjobs import logs
     from procjobs.errors import SettingsError
 
     settings = load_settings(**flags)
@@ -76,10 +109,8 @@ def worker(builtin: bool, name: str | None, one_shot: bool, **flags: Any) -> int
     except SettingsError:
         if builtin or settings.app is None:  # an App of one's own may name its database itself
             raise
-    logs.configure("worker", level=settings.log_level, log_format=settings.log_format)
-    return run_worker(
-        settings, builtin=builtin, name=name or f"{socket.gethostname()}-{os.getpid()}", one_shot=one_shot
-    )
+    logs.configure(service, level=settings.log_level, log_format=settings.log_format)
+    return settings
 
 
 @click.command(short_help="Serve the web pages.")

@@ -1,4 +1,4 @@
-"""Running one worker: which App, with which options, to which exit code."""
+"""Running one worker or scheduler: which App, with which options, to which exit code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from procjobs.settings import Settings
 if TYPE_CHECKING:
     from procjobs.app import App
 
-__all__ = ["load_app", "run_worker"]
+__all__ = ["load_app", "run_scheduler", "run_worker"]
 
 #: The settings that are options of App.run_worker_async, by their names there.
 _OPTIONS = {
@@ -39,17 +39,37 @@ def run_worker(settings: Settings, *, builtin: bool, name: str, one_shot: bool) 
     return 0
 
 
+def run_scheduler(settings: Settings, *, builtin: bool) -> int:
+    """Keep time until a signal and return 0. Raises DatabaseError, SettingsError.
+
+    builtin: keep time for procjobs' own tasks even where an application is configured.
+    """
+    asyncio.run(_keep_time(load_app(settings, builtin=builtin)))
+    return 0
+
+
+async def _keep_time(app: App) -> None:
+    await _say_what_keeps_us_out(app)
+    async with app.open_async():
+        await app.run_scheduler_async()
+
+
 async def _work(app: App, options: dict[str, Any]) -> None:
+    await _say_what_keeps_us_out(app)
+    async with app.open_async():
+        await app.run_worker_async(**options)
+
+
+async def _say_what_keeps_us_out(app: App) -> None:
+    """Raise at once when the database cannot be reached; the pool would try for long."""
     from procrastinate import PsycopgConnector
 
     from procjobs.db import Link
 
     if isinstance(app.connector, PsycopgConnector):
-        link = Link(app.target, "procjobs worker")  # says at once what keeps us out; the pool would try for long
+        link = Link(app.target, "procjobs start")
         await link.open()
         await link.close()
-    async with app.open_async():
-        await app.run_worker_async(**options)
 
 
 def worker_options(settings: Settings, app: App) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 from procjobs.db import Link
 from procjobs.engine.backoff import Backoff
 from procjobs.engine.claimed import Claimed
+from procjobs.engine.failpoints import failpoint
 from procjobs.errors import DatabaseError, DatabaseUnavailable
 
 __all__ = ["Acknowledger"]
@@ -97,6 +98,7 @@ class Acknowledger:
         if not jobs:
             return
         parameters = (self.worker_id, [job.id for job in jobs], [job.lease for job in jobs], self._finished_jobs)
+        failpoint("before_finish")
         try:
             rows, repeated = await self._persist(_FINISH, parameters)
         except DatabaseError as error:
@@ -110,6 +112,7 @@ class Acknowledger:
             else:
                 await self._send_settled([(jobs[0], _unrecordable(error, "succeeded"))])
             return
+        failpoint("after_finish")
         if len(rows) < len(jobs) and not repeated:
             ended = {row[0] for row in rows}
             self._report_stale([job for job in jobs if job.id not in ended])
@@ -122,6 +125,7 @@ class Acknowledger:
         if not settled:
             return
         batch = [{"id": job.id, "lease": job.lease, **self._disposal, **settlement} for job, settlement in settled]
+        failpoint("before_settle")
         try:
             rows, repeated = await self._persist(_SETTLE, (self.worker_id, json.dumps(batch, default=str)))
         except DatabaseError as error:
@@ -132,6 +136,7 @@ class Acknowledger:
             else:
                 self._settle_otherwise(*settled[0], error)
             return
+        failpoint("after_settle")
         if not repeated:
             stale = {row[0] for row in rows if row[1] == "stale"}
             self._report_stale([job for job, _ in settled if job.id in stale])

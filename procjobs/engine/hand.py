@@ -1,0 +1,97 @@
+"""The jobs in a worker's hand: claimed ahead or running, until the database has their end.
+
+ready    claimed ahead, about ten milliseconds of work, not started; given back when they stay too long
+busy     started, until the acknowledgement is durable: only then is the slot free
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from procjobs.engine.claimed import Claimed
+
+__all__ = ["Hand"]
+
+#: Seconds of work to hold beyond the slots, and the most jobs that may be.
+_AHEAD_SECONDS = 0.010
+_AHEAD_MOST = 500
+#: Seconds after which claimed jobs that found no free slot are given back to others.
+_STALE = 1.0
+
+
+class Hand:
+    """What one worker with `concurrency` slots holds."""
+
+    def __init__(self, concurrency: int) -> None:
+        self._concurrency = concurrency
+        self._jobs: dict[int, Claimed] = {}
+        self._ready: deque[Claimed] = deque()
+        self._rate = 0.0
+        self._rated_at = 0.0
+        self.busy = 0
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __iter__(self) -> Iterator[Claimed]:
+        """All jobs; of a copy, since they leave while one looks."""
+        return iter(list(self._jobs.values()))
+
+    @property
+    def ids(self) -> list[int]:
+        return list(self._jobs)
+
+    @property
+    def ready(self) -> list[Claimed]:
+        """The jobs that have not started."""
+        return list(self._ready)
+
+    def get(self, job_id: int) -> Claimed | None:
+        return self._jobs.get(job_id)
+
+    def room(self) -> int:
+        """How many jobs to claim now; not positive when there is no room."""
+        ahead = min(_AHEAD_MOST, int(self._rate * _AHEAD_SECONDS))
+        return self._concurrency + ahead - len(self._jobs)
+
+    def take(self, jobs: Sequence[Claimed]) -> None:
+        for job in jobs:
+            self._jobs[job.id] = job
+        self._ready.extend(jobs)
+
+    def next(self) -> Claimed | None:
+        """A ready job for a free slot, which it fills; None when there is no job or no slot."""
+        if not self._ready or self.busy >= self._concurrency:
+            return None
+        self.busy += 1
+        return self._ready.popleft()
+
+    def put_back(self, job: Claimed) -> bool:
+        """Take a job out of the ready ones; False when it is not there (any more)."""
+        try:
+            self._ready.remove(job)
+        except ValueError:
+            return False
+        return True
+
+    def release(self, jobs: Sequence[Claimed]) -> None:
+        """The database has the end of these jobs: they are out of our hand and their slots are free."""
+        for job in jobs:
+            if self._jobs.get(job.id) is job:
+                del self._jobs[job.id]
+            if job.task is not None:
+                self.busy -= 1
+                job.task = None
+        now = time.monotonic()
+        passed = min(max(now - self._rated_at, 1e-4), 1.0)
+        self._rate = 0.7 * self._rate + 0.3 * len(jobs) / passed
+        self._rated_at = now
+
+    def stale(self) -> list[Claimed]:
+        """The ready jobs, when they have found no slot for a while: somebody else may have one."""
+        if not self._ready or time.monotonic() - self._ready[0].since <= _STALE:
+            return []
+        self._rate = 0.0
+        return list(self._ready)
