@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
+import psycopg
+
 from procjobs import migrate as migrations
 from procjobs import watch
 from procjobs.db import Calls, Connection, Transaction, connect
@@ -42,7 +44,7 @@ async def examine(settings: Settings, dsn: str, *, mailbox: str | None = None) -
     except ProcjobsError as error:
         return [Finding("server", "wrong", _first_line(error), "check DATABASE_URL and that the server is running")]
     try:
-        found = [_server(connection), *await _schema(settings, dsn)]
+        found = [_server(connection), *await _names(connection), *await _schema(settings, dsn)]
         if any(finding.verdict == "wrong" for finding in found):
             return found
         for look in (_clock, _bindings, _workers, _queues):
@@ -58,6 +60,21 @@ def _server(connection: Connection) -> Finding:
     if major < migrations.OLDEST_SERVER:
         return Finding("server", "wrong", text, f"upgrade to PostgreSQL {migrations.OLDEST_SERVER} or newer")
     return Finding("server", "ok", text)
+
+
+async def _names(connection: Connection) -> list[Finding]:
+    """A role named like our schema finds our objects under bare names, by the `"$user"` of its search_path."""
+    query = "select current_user = 'procjobs' and 'procjobs' = any (current_schemas(false)) as shadowed"
+    try:
+        row = await (await connection.execute(query)).fetchone()
+    except psycopg.Error:  # the next look says what is wrong with the connection
+        return []
+    if row is None or not row["shadowed"]:
+        return []
+    text = 'as procjobs, "$user" in search_path is our schema: bare names in your SQL may mean objects of procjobs'
+    return [
+        Finding("server", "warning", text, "use another login role, or: alter role procjobs set search_path = public")
+    ]
 
 
 async def _schema(settings: Settings, dsn: str) -> list[Finding]:

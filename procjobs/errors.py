@@ -17,6 +17,7 @@
      |    +-- WorkerGone            PJ011
      |    +-- HostBindingMissing    PJ012
      |    +-- InvalidTrigger        PJ013
+     |    +-- InvalidCron           PJ014
      |    +-- UnknownRecipient      PJ020
      |    +-- UnknownGroup          PJ021
      |    +-- UnknownUpdate         PJ022
@@ -44,6 +45,7 @@ __all__ = [
     "DuplicateWaitingJob",
     "HostBindingMissing",
     "InvalidArguments",
+    "InvalidCron",
     "InvalidName",
     "InvalidNotification",
     "InvalidOption",
@@ -107,6 +109,15 @@ class DatabaseError(ProcjobsError):
         super().__init__(message, hint=hint)
         self.sqlstate = sqlstate or self.code
         self.detail = detail
+
+    @property
+    def transient(self) -> bool:
+        """Whether the same call may well succeed next time: an outage, or somebody else was in the way."""
+        return isinstance(self, DatabaseUnavailable) or self.sqlstate in _IN_THE_WAY
+
+
+#: Serialization failure, deadlock, lock not available, query cancelled.
+_IN_THE_WAY = ("40001", "40P01", "55P03", "57014")
 
 
 class DatabaseUnavailable(DatabaseError):
@@ -181,6 +192,12 @@ class InvalidTrigger(DatabaseError):
     """enqueue_on_change was called for a table or event on which it cannot work."""
 
     code = "PJ013"
+
+
+class InvalidCron(DatabaseError):
+    """A cron expression that cannot be read or never fires, or a time zone that is not known."""
+
+    code = "PJ014"
 
 
 class UnknownRecipient(DatabaseError):

@@ -1,6 +1,7 @@
 """What every test stands on: one PostgreSQL a test process, one migrated template, a clone of it for each test.
 
-PROCJOBS_TEST_PG chooses the server: `embedded` (default), or a major version that Debian installed, e.g. `15`.
+PROCJOBS_TEST_PG chooses the server: `embedded` (default); a major version that Debian installed, e.g. `15`; or the
+absolute path of a folder that has `bin/postgres`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import asyncio
 import inspect
 import itertools
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -38,8 +40,25 @@ _numbers = itertools.count(1)
 
 
 def _bindir() -> Path | None:
-    chosen = os.environ.get("PROCJOBS_TEST_PG", "embedded")
-    return None if chosen == "embedded" else Path(f"/usr/lib/postgresql/{chosen}/bin")
+    """Where the chosen server's programs are; None for the embedded one. Raises UsageError."""
+    chosen = os.environ.get("PROCJOBS_TEST_PG") or "embedded"
+    if chosen == "embedded":
+        return None
+    if re.fullmatch(r"[1-9][0-9]", chosen):
+        found = Path("/usr/lib/postgresql", chosen, "bin")
+    elif chosen.startswith("/"):
+        found = Path(chosen, "bin")
+    else:
+        raise pytest.UsageError(
+            f"PROCJOBS_TEST_PG={chosen}: give `embedded`, a major version of Debian's (15), or an absolute path"
+        )
+    if not (found / "postgres").is_file():
+        raise pytest.UsageError(f"PROCJOBS_TEST_PG={chosen}: there is no {found / 'postgres'}")
+    return found
+
+
+def pytest_configure() -> None:
+    _bindir()  # a wrong choice is told once, not by every test
 
 
 def _roomy() -> str:
@@ -62,9 +81,11 @@ def folder() -> Iterator[Path]:
 #: Servers, processes, outages, wheels and the documentation's examples: left out by `scripts/test --quick`.
 SLOW = (
     "bench/",
-    "engine/test_upstream_contract",
+    "engine/test_contract_",
+    "engine/test_processes",
     "chaos/",
     "packs/test_delivery",
+    "sql/test_cron_oracle",
     "web/",
     "test_cli",
     "test_docs",

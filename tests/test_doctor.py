@@ -14,6 +14,7 @@ from procjobs.doctor import Finding, examine
 from procjobs.mailcatcher import Mailbox, MailCatcher
 from procjobs.migrate import migrate
 from procjobs.settings import Settings
+from tests.conftest import with_user
 
 
 def about(findings: list[Finding], subject: str, verdict: str) -> list[str]:
@@ -52,6 +53,17 @@ async def test_a_database_that_was_not_migrated(empty_dsn: str) -> None:
     (said,) = about(findings, "schema", "wrong")
     assert "procjobs migrate" in said
     assert findings[-1].subject == "schema"  # what needs the schema is not looked at
+
+
+async def test_a_login_role_named_like_our_schema_is_warned_of(dsn: str, sql: Any) -> None:
+    sql("create role procjobs superuser login")
+    try:
+        (said,) = about(await examine(Settings(), with_user(dsn, "procjobs")), "server", "warning")
+        assert "$user" in said and "alter role procjobs set search_path" in said
+        sql("alter role procjobs set search_path = public")
+        assert about(await examine(Settings(), with_user(dsn, "procjobs")), "server", "warning") == []
+    finally:
+        sql("drop role procjobs")
 
 
 async def test_jobs_that_nobody_runs(dsn: str) -> None:

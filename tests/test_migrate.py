@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from psycopg.conninfo import make_conninfo
 
 from procjobs import adoption, migrate
 from procjobs.embedded import EmbeddedPostgres, binaries
@@ -136,7 +137,7 @@ class TestNewDatabase:
         with psycopg.connect(dsn) as other:
             other.execute("lock table public.procrastinate_jobs, procjobs.schema_state in share row exclusive mode")
             other.execute("select pg_advisory_xact_lock(%s)", [migrate.ADVISORY_LOCK])
-            assert not migrate.migrate(dsn).changed
+            assert not migrate.migrate(make_conninfo(dsn, options="-c statement_timeout=20s")).changed
 
     def test_nothing_to_do_imports_no_alembic(self, dsn: str) -> None:
         code = (

@@ -24,8 +24,6 @@ logger = logging.getLogger("procjobs.worker")
 
 _FINISH = "select * from procjobs.finish_jobs(%s, %s::bigint[], %s::int[], %s)"
 _SETTLE = "select id, result from procjobs.settle_jobs(%s, %s::jsonb)"
-#: Serialization failure, deadlock, lock not available, query cancelled: the same call may well succeed next time.
-_TRANSIENT = ("40001", "40P01", "57014")
 #: Somebody's open transaction holds a row for longer than the lock_timeout of finish_jobs and settle_jobs.
 _ROW_HELD = "55P03"
 #: Among others: a row was on its way into the default partition of the history when its own was attached.
@@ -177,7 +175,7 @@ class Acknowledger:
                 repeated = True
             except DatabaseError as error:
                 rerouted += error.sqlstate == _PARTITION_ATTACHED
-                if error.sqlstate not in _TRANSIENT and not 1 <= rerouted <= 3:
+                if error.sqlstate == _ROW_HELD or not (error.transient or 1 <= rerouted <= 3):
                     raise
             await backoff.wait()
 

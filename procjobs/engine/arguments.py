@@ -15,6 +15,7 @@ from typing import Any
 from procrastinate.tasks import Task
 from procrastinate.types import JSONDict
 
+from procjobs.engine.problems import problems
 from procjobs.errors import ArgumentsMalformed, ArgumentsTooDeep, ArgumentsTooLarge, InvalidArguments
 
 __all__ = ["MAX_BYTES", "MAX_DEPTH", "Signature", "encode"]
@@ -45,16 +46,19 @@ def encode(task_name: str, arguments: JSONDict, dumps: Dumps | None = None) -> s
     except (TypeError, ValueError, RecursionError) as error:
         raise ArgumentsMalformed(
             f"the arguments of {task_name} cannot be written as JSON: {error}",
+            detail=f"{type(error).__name__} while they were written",
             hint="pass numbers, strings, booleans, None, lists and dicts, or give the connector a json_dumps",
         ) from error
-    if len(text) > MAX_BYTES and len(text.encode()) > MAX_BYTES:
+    if len(text) > MAX_BYTES and (size := len(text.encode())) > MAX_BYTES:
         raise ArgumentsTooLarge(
-            f"the arguments of {task_name} are {len(text.encode()):,} bytes, more than {MAX_BYTES:,}",
+            f"the arguments of {task_name} are {size:,} bytes, more than {MAX_BYTES:,}",
+            detail=f"they have {size} bytes, {size - MAX_BYTES} more than the {MAX_BYTES} allowed",
             hint="store the data elsewhere and pass its id",
         )
     if "\\u0000" in text and "\x00" in json.loads(text, object_pairs_hook=_flat):
         raise ArgumentsMalformed(
             f"the arguments of {task_name} contain a NUL character, which PostgreSQL cannot store",
+            detail="a key or a string has the character U+0000",
             hint="remove it, or encode binary data as base64",
         )
     return text
@@ -81,6 +85,7 @@ def _check_shape(task_name: str, arguments: JSONDict) -> None:
         if depth > MAX_DEPTH:
             raise ArgumentsTooDeep(
                 f"the arguments of {task_name} are nested more than {MAX_DEPTH} levels deep",
+                detail=f"objects and arrays are nested more than {MAX_DEPTH} levels deep",
                 hint="store the structure elsewhere and pass its id",
             )
         below: list[Any] = []
@@ -91,6 +96,7 @@ def _check_shape(task_name: str, arguments: JSONDict) -> None:
                 elif type(value) is int and not -_LARGEST < value < _LARGEST:
                     raise ArgumentsMalformed(
                         f"the arguments of {task_name} contain a number of more than {MAX_DIGITS:,} digits",
+                        detail=f"a number has more than {MAX_DIGITS} digits",
                         hint="pass it as a string",
                     )
         level = below
@@ -112,13 +118,11 @@ class Signature:
         try:
             self._validator.validate_json(text, strict=True)
         except ValidationError as error:
-            problems = [
-                f"{'.'.join(str(part) for part in problem['loc']) or 'arguments'}: {problem['msg']}"
-                for problem in error.errors(include_url=False, include_context=False, include_input=False)
-            ]
+            errors = error.errors(include_url=False, include_context=False, include_input=False)
+            found = problems(self.schema or {}, text, errors)
             raise InvalidArguments(
-                f"the arguments do not fit task {self._name}: {problems[0]}",
-                detail="; ".join(problems),
+                f"arguments of task {self._name} do not fit its signature: {found[0]}",
+                detail="; ".join(found),
                 hint=f"{self._name} takes {self.describe()}",
             ) from None
 

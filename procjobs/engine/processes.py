@@ -2,6 +2,9 @@
 
 A process is kept for the next job and replaced when it dies. It imports the task's module afresh (spawn), so the task
 must be importable by its module and name, and gets its arguments as the JSON they were enqueued with.
+
+Over a socket pair go the request, `started` as soon as the process has it, and the answer: each JSON after its length.
+Who dies before `started` has done nothing, so that the job may go to another process.
 """
 
 from __future__ import annotations
@@ -12,22 +15,28 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, BinaryIO
 
 from procrastinate.tasks import Task
 
 __all__ = ["ProcessDied", "Processes", "RemoteError"]
 
 _SPAWN = multiprocessing.get_context("spawn")
+_LENGTH_BYTES = 8
 
 
 class ProcessDied(Exception):
     """The process ended in the middle of a job: killed, out of memory, or a crash below Python."""
+
+
+class _NotStarted(ProcessDied):
+    """The process had ended before it took the job."""
 
 
 class RemoteError(Exception):
@@ -42,105 +51,142 @@ class RemoteError(Exception):
 @dataclass
 class _Child:
     process: BaseProcess
-    pipe: Connection
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def read(self) -> list[str]:
+        length = int.from_bytes(await self.reader.readexactly(_LENGTH_BYTES), "big")
+        message: list[str] = json.loads(await self.reader.readexactly(length))
+        return message
+
+    async def write(self, message: Sequence[str]) -> None:
+        self.writer.write(_frame(message))
+        await self.writer.drain()
 
     def kill(self, number: int) -> None:
         if self.process.is_alive() and self.process.pid:
             os.kill(self.process.pid, number)
+
+    async def end(self, grace: float) -> None:
+        """Wait until it has ended, killing it after the grace period, and let go of it."""
+        await asyncio.to_thread(self.process.join, grace)
+        if self.process.is_alive():
+            self.kill(signal.SIGKILL)
+            await asyncio.to_thread(self.process.join)
+        self.writer.close()
 
 
 class Processes:
     """A pool of at most `size` processes, started on demand."""
 
     def __init__(self, size: int, *, grace: float = 5.0) -> None:
-        self._size = size
         self._grace = grace
         self._free: list[_Child] = []
         self._slots = asyncio.Semaphore(size)
+        self._closed = False
 
     async def run(self, task: Task[Any, Any, Any], arguments: dict[str, Any]) -> Any:
         """Run the task's function in a process. Raises RemoteError, ProcessDied; cancelling kills the process."""
-        module, name = task.func.__module__, task.func.__qualname__
+        request = (task.func.__module__, task.func.__qualname__, json.dumps(arguments))
         async with self._slots:
-            child = self._free.pop() if self._free else await asyncio.to_thread(_start)
-            try:
-                return await self._ask(child, (module, name, json.dumps(arguments)))
-            except asyncio.CancelledError:
-                await asyncio.shield(self._end(child))
-                raise
-            finally:
-                if child.process.is_alive() and not child.pipe.closed:
-                    self._free.append(child)
+            while self._free:
+                try:
+                    return await self._give(self._free.pop(), request)
+                except _NotStarted:
+                    continue  # it had died while it was idle
+            return await self._give(await _start(), request)
 
-    async def _ask(self, child: _Child, request: tuple[str, str, str]) -> Any:
-        loop = asyncio.get_running_loop()
-        answered = loop.create_future()
-
-        def on_readable() -> None:
-            if not answered.done():
-                answered.set_result(None)
-
-        # Removed before the pipe is closed: a later pipe with the same number would find it and never wake.
-        descriptor = child.pipe.fileno()
-        loop.add_reader(descriptor, on_readable)
+    async def _give(self, child: _Child, request: Sequence[str]) -> Any:
         try:
-            child.pipe.send(request)
-            await answered
-            kind, *values = child.pipe.recv()
-        except (EOFError, OSError) as error:
-            loop.remove_reader(descriptor)
-            child.pipe.close()
-            await asyncio.to_thread(child.process.join, self._grace)
-            raise ProcessDied(f"the process of the job ended with exit code {child.process.exitcode}") from error
-        finally:
-            if not child.pipe.closed:
-                loop.remove_reader(descriptor)
+            kind, *values = await self._ask(child, request)
+        except ProcessDied:
+            raise
+        except BaseException:  # cancelled: whatever it does now, it must not answer the next job
+            child.kill(signal.SIGTERM)
+            await asyncio.shield(child.end(self._grace))
+            raise
+        self._free.append(child)
+        if self._closed:
+            await self.close()
         if kind == "error":
             raise RemoteError(*values)
         return json.loads(values[0])
 
-    async def _end(self, child: _Child) -> None:
-        child.kill(signal.SIGTERM)
-        await asyncio.to_thread(child.process.join, self._grace)
-        if child.process.is_alive():
-            child.kill(signal.SIGKILL)
-            await asyncio.to_thread(child.process.join)
-        child.pipe.close()
+    async def _ask(self, child: _Child, request: Sequence[str]) -> list[str]:
+        died: type[ProcessDied] = _NotStarted
+        try:
+            await child.write(request)
+            await child.read()
+            died = ProcessDied
+            return await child.read()
+        except (EOFError, OSError) as error:
+            await child.end(self._grace)
+            raise died(f"the process of the job ended with exit code {child.process.exitcode}") from error
 
     async def close(self) -> None:
-        """End all idle processes."""
+        """End all idle processes. Those that are busy end after their job."""
+        self._closed = True
         free, self._free = self._free, []
         for child in free:
-            child.pipe.close()
+            child.kill(signal.SIGTERM)
         for child in free:
-            await self._end(child)
+            await child.end(self._grace)
 
 
-def _start() -> _Child:
-    here, there = _SPAWN.Pipe()
+async def _start() -> _Child:
+    starting = asyncio.create_task(_start_child())
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        child = await starting
+        child.kill(signal.SIGKILL)
+        await child.end(0)
+        raise
+
+
+async def _start_child() -> _Child:
+    here, there = socket.socketpair()
     process = _SPAWN.Process(target=_serve, args=(there,), name="procjobs job", daemon=True)
-    process.start()
-    there.close()
-    return _Child(process, here)
+    try:
+        await asyncio.to_thread(process.start)
+    except BaseException:
+        here.close()
+        raise
+    finally:
+        there.close()
+    return _Child(process, *await asyncio.open_unix_connection(sock=here))
 
 
-def _serve(pipe: Connection) -> None:
-    """The child: one job after the other until the pipe closes."""
+def _frame(message: Sequence[str]) -> bytes:
+    body = json.dumps(message).encode()
+    return len(body).to_bytes(_LENGTH_BYTES, "big") + body
+
+
+def _serve(end: socket.socket) -> None:
+    """The child: one job after the other until the parent hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    while True:
-        try:
-            module, name, arguments = pipe.recv()
-        except EOFError:
-            return
-        try:
-            result = json.dumps(_call(module, name, json.loads(arguments)))
-        except BaseException as error:
-            pipe.send(("error", type(error).__qualname__, str(error), traceback.format_exc()))
-            if not isinstance(error, Exception):
-                sys.exit(1)
-        else:
-            pipe.send(("result", result))
+    with end, end.makefile("rb") as requests:
+        while (request := _read(requests)) is not None:
+            end.sendall(_frame(["started"]))
+            module, name, arguments = request
+            try:
+                result = json.dumps(_call(module, name, json.loads(arguments)))
+            except BaseException as error:
+                end.sendall(_frame(["error", type(error).__qualname__, str(error), traceback.format_exc()]))
+                if not isinstance(error, Exception):
+                    sys.exit(1)
+            else:
+                end.sendall(_frame(["result", result]))
+
+
+def _read(requests: BinaryIO) -> list[str] | None:
+    length = requests.read(_LENGTH_BYTES)
+    if len(length) < _LENGTH_BYTES:
+        return None
+    body = requests.read(int.from_bytes(length, "big"))
+    message: list[str] = json.loads(body)
+    return message
 
 
 def _call(module: str, name: str, arguments: dict[str, Any]) -> Any:

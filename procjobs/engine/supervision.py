@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager, contextmanager
 
 from procjobs.engine.backoff import Backoff
-from procjobs.errors import DatabaseUnavailable
+from procjobs.errors import DatabaseError, DatabaseUnavailable
 
 __all__ = ["Side", "enter", "pause", "sides", "stop_signals"]
 
@@ -53,13 +53,15 @@ async def _supervise(name: str, side: Side) -> None:
 
 
 async def enter(begin: Side, stopping: asyncio.Event) -> None:
-    """Do `begin`, waiting out an outage of the database; returns without it when stopped meanwhile."""
+    """Do `begin`, waiting out an outage of the database or whoever is in the way; returns without it when stopped."""
     backoff = Backoff()
     while not stopping.is_set():
         try:
             await begin()
             return
-        except DatabaseUnavailable as error:
+        except DatabaseError as error:
+            if not error.transient:
+                raise
             logger.warning("starting waits for the database: %s", error, extra={"action": "reconnecting"})
             await pause(backoff.next(), stopping)
 

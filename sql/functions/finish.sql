@@ -90,7 +90,8 @@ begin
   else
     raise exception 'finished jobs cannot be treated as %', quote_nullable(p_finished_jobs)
       using errcode = 'PJ009',
-            hint = 'one of archive, keep, delete';
+            detail = format('asked of %s jobs, none of which was ended', cardinality(p_ids)),
+            hint = 'One of archive, keep, delete.';
   end if;
 
   if v_locks is not null then

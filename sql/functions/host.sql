@@ -305,8 +305,9 @@ begin
   if v_missing is not null then
     raise exception 'the application is not bound: % missing', v_missing
       using errcode = 'PJ012',
-            detail = 'host.sql creates ' || (
-              select string_agg(b.object, ', ' order by b.object) from procjobs.list_host_bindings() b where b.bound),
+            detail = 'host.sql creates ' || coalesce(
+              (select string_agg(b.object, ', ' order by b.object) from procjobs.list_host_bindings() b where b.bound),
+              'nothing'),
             hint = 'Add it to host.sql (procjobs init writes a template, docs/host-bindings.md explains it) and run '
               'procjobs migrate.';
   end if;

@@ -238,7 +238,8 @@ begin
     else
       raise exception 'a run cannot end as %', quote_nullable(v_outcome)
         using errcode = 'PJ009',
-              hint = 'one of failed, crashed, cancelled, discarded, snoozed, released, parked';
+              detail = format('reported for job %s, lease %s', p_job.id, p_job.pj_lease),
+              hint = 'One of failed, crashed, cancelled, discarded, snoozed, released, parked.';
   end case;
 
   if p_job.abort_requested then

@@ -68,7 +68,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_schema jsonb;
-  v_names text[] := array(select jsonb_object_keys(p_args)) || p_names;
+  v_known jsonb;
   v_problems text[];
 begin
   select t.args_schema into v_schema from procjobs.tasks t where t.name = p_task;
@@ -78,26 +78,21 @@ begin
     return procjobs.limit_fault(p_task, p_args);
   end if;
 
-  -- The row's values are not known yet, its columns are: which arguments there will be, and whether the fixed ones fit.
-  select array_agg(x.problem) into v_problems
-  from (
-    select r || ' is missing' as problem
-    from jsonb_array_elements_text(v_schema -> 'required') r
-    where r <> all (v_names)
-    union all
-    select n || ' is not expected'
-    from unnest(v_names) n
-    where not coalesce(v_schema -> 'properties', '{}') ? n
-      and v_schema -> 'additionalProperties' = 'false'
-    union all
-    select unnest(procjobs.schema_problems(v_schema - 'required', p_args - p_names))
-  ) x;
-  if v_problems is null then
+  -- The row's values are not known yet, its columns are: any value fits there, if the task takes the argument at all.
+  v_known := coalesce(v_schema -> 'properties', '{}');
+  v_problems := procjobs.schema_problems(
+    v_schema || jsonb_build_object('properties', v_known || coalesce((
+      select jsonb_object_agg(n, true)
+      from unnest(p_names) n
+      where v_known ? n or v_schema -> 'additionalProperties' is distinct from 'false'
+    ), '{}')),
+    p_args || coalesce((select jsonb_object_agg(n, null) from unnest(p_names) n), '{}'));
+  if v_problems = '{}' then
     return procjobs.limit_fault(p_task, p_args);
   end if;
   return jsonb_build_object(
     'code', 'PJ013', 'message', format('task %s does not take what the trigger would pass', p_task),
-    'detail', array_to_string(array(select distinct p from unnest(v_problems) p order by p), '; '),
+    'detail', array_to_string(array(select p from unnest(v_problems) p order by p), '; '),
     'hint', format('The task is %s. Without pass the arguments are table, op, row and old; with pass they are the columns named there.',
       procjobs.signature(p_task, v_schema)));
 end

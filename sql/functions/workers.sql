@@ -25,7 +25,8 @@ begin
   if p_lease < 2 * p_heartbeat_every then
     raise exception 'a lease of % is too short for a heartbeat every %', p_lease, p_heartbeat_every
       using errcode = 'PJ009',
-            hint = 'make the lease three heartbeat intervals';
+            detail = format('the shortest lease for it is %s', 2 * p_heartbeat_every),
+            hint = 'Make the lease three heartbeat intervals.';
   end if;
 
   insert into public.procrastinate_workers (last_heartbeat)

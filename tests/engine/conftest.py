@@ -32,6 +32,7 @@ async def app(dsn: str) -> AsyncIterator[procjobs.App]:
 
 
 Working = Callable[..., AbstractAsyncContextManager["asyncio.Task[None]"]]
+Drain = Callable[..., Any]
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def working(app: procjobs.App) -> Working:
 
 
 @pytest.fixture
-def drain(app: procjobs.App) -> Callable[..., Any]:
+def drain(app: procjobs.App) -> Drain:
     """`await drain()` runs a worker until nothing is left to do."""
 
     async def run(**options: Any) -> None:

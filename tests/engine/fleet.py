@@ -13,7 +13,7 @@ import psycopg
 
 from tests.conftest import Sql
 
-__all__ = ["Claim", "Fleet", "Thread", "opened"]
+__all__ = ["Claim", "Fleet", "Thread", "job_row", "opened"]
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,12 @@ class Fleet:
     def later(self, seconds: float) -> Any:
         """A moment that many seconds from now, for `at`."""
         return self.sql.one("select clock_timestamp() + make_interval(secs => %s)", seconds)
+
+
+def job_row(sql: Sql, job: int, *columns: str) -> tuple[Any, ...]:
+    """Columns of one job of the job table."""
+    ((*row,),) = sql(f"select {', '.join(columns)} from procrastinate_jobs where id = %s", job)
+    return tuple(row)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from tests.engine.conftest import FAST
 
 def login(sql, dsn: str, role: str) -> str:
     """A DSN of a new user that is a member of `role` alone."""
-    user = f"{role}_login_{sql.one('select current_database()')}"
+    user = f"login_of_{role}_{sql.one('select current_database()')}"
     sql(f'create role "{user}" login in role {role}')
     return with_user(dsn, user)
 

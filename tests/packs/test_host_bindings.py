@@ -383,6 +383,18 @@ def test_every_problem_of_a_host_sql_is_listed_at_once(sql: Any) -> None:
     ]
 
 
+def test_what_is_missing_is_told_even_where_nothing_is_bound(sql: Any) -> None:
+    sql("drop view procjobs.host_groups")
+    with pytest.raises(psycopg.Error, match="host_groups missing") as refused:
+        sql("select procjobs.require_host('host_groups', 'host_people')")
+    assert refused.value.sqlstate == "PJ012" and "host_people" in str(refused.value.diag.message_detail)
+    for kind, name in sql("select kind, object from procjobs.list_host_bindings() where bound"):
+        sql(f"drop {kind} procjobs.{name} cascade")
+    with pytest.raises(psycopg.Error, match="host_groups missing") as refused:
+        sql("select procjobs.require_host('host_groups')")
+    assert (refused.value.sqlstate, refused.value.diag.message_detail) == ("PJ012", "host.sql creates nothing")
+
+
 def test_an_application_s_own_comments_are_kept(host_sql: Any, sql: Any) -> None:
     sql(CRM)
     mine = "comment on view procjobs.host_groups is 'Mailing lists of the CRM';\nselect procjobs.check_host_bindings();"

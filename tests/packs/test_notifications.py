@@ -224,6 +224,9 @@ def test_an_unknown_group_and_one_the_recipient_is_not_in_are_refused(enqueue: A
 def test_an_unknown_update_and_one_of_another_group_are_refused(enqueue: Any, sql: Any) -> None:
     assert isinstance(translate(refused(enqueue, update=uuid4())), UnknownUpdate)
     assert isinstance(translate(refused(enqueue, update=demo_id(sql, "trailer"))), UnknownUpdate)
+    error = translate(refused(enqueue, group=None, update=uuid4()))
+    assert isinstance(error, UnknownUpdate)
+    assert error.detail == "no such row in procjobs.host_updates"
     assert enqueue(update=demo_id(sql, "lake"))
 
 

@@ -79,10 +79,36 @@ def test_every_sqlstate_that_sql_raises_is_known_to_python() -> None:
     assert raised and raised <= set(SQLSTATES)
 
 
-def test_every_error_says_what_and_what_next() -> None:
-    for path in resources().sql.rglob("*.sql"):
-        for statement in re.findall(r"raise exception.*?;\n", path.read_text(), flags=re.DOTALL):
-            assert "errcode" in statement and "hint" in statement, f"{path.name}: {statement}"
+def raises(source: str) -> list[tuple[str, str]]:
+    """The raise statements that are errors: their head, and the options they give, values and comments left out."""
+    bare = re.sub(r"--[^\n]*|'(?:[^']|'')*'", "''", source)
+    found = re.findall(r"\braise\s+(?!debug|log|info|notice|warning)(.*?);", bare, flags=re.DOTALL)
+    return [(head, options) for head, _, options in (statement.partition("using") for statement in found)]
+
+
+def test_every_error_says_what_the_values_and_what_next() -> None:
+    said = [
+        (f"{path.name}: raise {head}", set(re.findall(r"\b(errcode|detail|hint)\s*=", options)))
+        for path in resources().sql.rglob("*.sql")
+        for head, options in raises(path.read_text())
+    ]
+    assert len(said) > 20
+    assert [head for head, options in said if options != {"errcode", "detail", "hint"}] == []
+
+
+def test_every_fault_has_a_message_detail_and_hint() -> None:
+    """Faults are errors as values, for raise_fault: a function that makes some gives each all its parts."""
+    making = [
+        (path.name, body)
+        for path in resources().sql.rglob("*.sql")
+        for body in path.read_text().split("$$")[1::2]
+        if re.search(r"'code', 'PJ\d", body)
+    ]
+    assert len(making) >= 5
+    for name, body in making:
+        counts = {key: len(re.findall(rf"'{key}',", body)) for key in ("message", "detail", "hint")}
+        codes = len(re.findall(r"'code', 'PJ\d", body))
+        assert len(set(counts.values())) == 1 and counts["message"] >= codes, (name, counts)
 
 
 def test_files_open_with_what_they_own_and_their_lock_order() -> None:

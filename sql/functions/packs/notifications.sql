@@ -120,6 +120,7 @@ begin
   if not found then
     raise exception 'unknown recipient %', coalesce(p_recipient::text, 'null')
       using errcode = 'PJ020',
+            detail = 'no such row in procjobs.host_recipients',
             hint = 'select id, name from procjobs.host_recipients lists whom notifications can go to.';
   end if;
   if p_method = 'email' and coalesce(btrim(v_email), '') = '' then
@@ -132,6 +133,7 @@ begin
   if p_group is not null and not exists (select from procjobs.host_groups g where g.id = p_group) then
     raise exception 'unknown group %', p_group
       using errcode = 'PJ021',
+            detail = 'no such row in procjobs.host_groups',
             hint = 'select id, name from procjobs.host_groups lists the groups.';
   end if;
   if p_group is not null and not exists (
@@ -148,7 +150,10 @@ begin
   ) then
     raise exception 'unknown update %', p_update
       using errcode = 'PJ022',
-            detail = case when p_group is not null then format('not an update of group %s', p_group) end,
+            detail = case
+              when p_group is null then 'no such row in procjobs.host_updates'
+              else format('not an update of group %s', p_group)
+            end,
             hint = 'select id, title from procjobs.host_updates where group_id = ... lists the updates of a group.';
   end if;
 end
