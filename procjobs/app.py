@@ -15,6 +15,7 @@ from psycopg.conninfo import make_conninfo
 
 from procjobs.db import Database, Target
 from procjobs.engine.enqueue import Enqueuer, adopt, quietly
+from procjobs.engine.periodic import Cron
 from procjobs.engine.scheduler import Scheduler
 from procjobs.engine.supervision import stop_signals
 from procjobs.engine.worker import Worker
@@ -54,6 +55,18 @@ class Blueprint(blueprints.Blueprint):
             return declared
 
         return decorate
+
+    def periodic(self, *, cron: str, periodic_id: str = "", timezone: str = "UTC", **configure: Any) -> Any:
+        """Defer a task again and again: Procrastinate's decorator, and
+
+        cron:     five fields, or six with the seconds last; names, ranges, steps, lists, `L`, `@hourly` and the like.
+        timezone: the cron's time zone, a name of the IANA database such as Europe/Paris. A fixed hour and minute fire
+                  once a day when clocks change too.
+
+        The task gets its slot as `timestamp`, in epoch seconds. A cron that cannot be read or never fires, or an
+        unknown zone, is logged when a worker starts, and left out.
+        """
+        return super().periodic(cron=Cron(cron, timezone), periodic_id=periodic_id, **configure)
 
     def _register_task(self, task: Task[Any, Any, Any]) -> None:
         super()._register_task(task)

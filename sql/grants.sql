@@ -53,6 +53,11 @@ declare
   v_role text;
   v_names text[];
   v_object text;
+  v_cron constant text[] := '{
+    cron_next, cron_preview, cron_slots, check_cron,
+    cron_zone, cron_fields, cron_field, cron_item, cron_value, cron_bits, cron_first, cron_after, cron_again, cron_wall,
+    cron_time, cron_days, cron_change, cron_mark, raise_invalid_cron, raise_invalid_zone, raise_cron_field, raise_cron_never
+  }';
 begin
   for v_role, v_names in values
     ('procjobs_producer', '{
@@ -65,14 +70,18 @@ begin
       claim_jobs, finish_jobs, settle_jobs, release_unknown, abort_requests,
       rescue_jobs, upkeep, ensure_history_partitions, delete_old_jobs,
       defer, defer_many, enqueue_jobs, enqueue_notification_job, check_arguments, job_status, clock,
-      defer_periodic, last_periodic,
+      defer_periodic, last_periodic, due_periodic,
       begin_delivery, finish_delivery
     }'),
     ('procjobs_reader', '{
       why_not_running, job_timeline, list_jobs, job_report, list_queues, list_workers, job_status,
       may_see_arguments, say_time, raise_job_not_found, clock
     }'),
-    ('procjobs_admin', '{cancel, retry, pause_queue, resume_queue}')
+    ('procjobs_admin', '{cancel, retry, pause_queue, resume_queue}'),
+    -- They read no table and run with their caller's rights: what they are made of is granted too.
+    ('procjobs_producer', v_cron),
+    ('procjobs_worker', v_cron),
+    ('procjobs_reader', v_cron)
   loop
     continue when to_regrole(v_role) is null;
     execute format('grant usage on schema procjobs to %I', v_role);

@@ -39,7 +39,7 @@ class Scheduler:
 
     async def run(self) -> None:
         """Keep time until stopped, through outages of the database. Raises MigrationError without our schema."""
-        periodic = Periodic(self._app.periodic_registry, self._last_slot, **self._app.periodic_defaults)
+        periodic = Periodic(self._app.periodic_registry, **self._app.periodic_defaults)
         try:
             await enter(self._enter, self._stopping)
             if not self._stopping.is_set():
@@ -57,8 +57,3 @@ class Scheduler:
             len(self._app.periodic_registry.periodic_tasks),
             extra={"action": "scheduler_started"},
         )
-
-    async def _last_slot(self, task: str, periodic_id: str) -> int | None:
-        ((slot,),) = await self._link.fetch("select procjobs.last_periodic(%s, %s)", (task, periodic_id))
-        found: int | None = slot
-        return found

@@ -139,7 +139,7 @@ class Worker(UpstreamWorker):
             "upkeep": self._upkeep.run,
             "lease": self._presence.watch,
             "aborts": self._watch_aborts,
-            "periodic": Periodic(self.app.periodic_registry, self._last_slot, **self.app.periodic_defaults).run,
+            "periodic": Periodic(self.app.periodic_registry, **self.app.periodic_defaults).run,
         }
         if self.listen_notify:
             named["listen"] = self._listen
@@ -361,15 +361,6 @@ class Worker(UpstreamWorker):
                 self._abort_event.set()
             elif sender != self._reports.pid:  # what our own acknowledgement let go, we look for after it anyway
                 self._work_event.set()
-
-    async def _last_slot(self, task: str, periodic_id: str) -> int | None:
-        link = Link(self._target, "procjobs periodic")
-        try:
-            ((slot,),) = await link.fetch("select procjobs.last_periodic(%s, %s)", (task, periodic_id))
-            found: int | None = slot
-            return found
-        finally:
-            await link.close()
 
     # -- leaving ---------------------------------------------------------------------------------------------------
 

@@ -63,6 +63,68 @@ $$;
 comment on function procjobs.last_periodic(text, text) is
   'The last slot (epoch seconds) of a periodic task that was deferred, by any worker. Definer: the worker role has no rights on tables.';
 
+create or replace function procjobs.due_slots(
+  p_cron text,
+  p_timezone text,
+  p_last timestamptz,
+  p_max_delay interval,
+  out slots bigint[],
+  out next_in double precision,
+  out fault text
+)
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now timestamptz := procjobs.clock();
+  v_hint text;
+begin
+  -- Of a periodic task that never fired only the newest slot: it is not known how long it exists.
+  select coalesce(array_agg(extract(epoch from s)::bigint order by s), '{}') into slots
+  from procjobs.cron_slots(
+    p_cron, p_timezone, greatest(p_last, v_now - p_max_delay), v_now,
+    case when p_last is null then 1 else 10000 end
+  ) s;
+  next_in := extract(epoch from procjobs.cron_next(p_cron, p_timezone, v_now) - v_now);
+exception
+  when sqlstate 'PJ014' then
+    get stacked diagnostics fault = message_text, v_hint = pg_exception_detail;
+    fault := fault || ': ' || v_hint;
+end
+$$;
+comment on function procjobs.due_slots(text, text, timestamptz, interval) is
+  'The slots (epoch seconds, oldest first) of one periodic task that are due since its last one, the seconds until the next, '
+  'or what is wrong with its cron or time zone.';
+
+create or replace function procjobs.due_periodic(
+  p_tasks text[],
+  p_periodic_ids text[],
+  p_crons text[],
+  p_timezones text[],
+  p_since bigint[],
+  p_max_delay double precision
+)
+returns table (slots bigint[], next_in double precision, fault text)
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select d.slots, d.next_in, d.fault
+  from unnest(p_tasks, p_periodic_ids, p_crons, p_timezones, p_since)
+    with ordinality as u (task, periodic_id, cron, timezone, since, n)
+  cross join lateral procjobs.due_slots(
+    u.cron, u.timezone,
+    to_timestamp(greatest(u.since, procjobs.last_periodic(u.task, u.periodic_id))),
+    make_interval(secs => p_max_delay)
+  ) d
+  order by u.n
+$$;
+comment on function procjobs.due_periodic(text[], text[], text[], text[], bigint[], double precision) is
+  'For each periodic task: the slots to defer now, the seconds until the next one, or why it never fires. p_since: the last slot the worker '
+  'itself dealt with, or null; slots older than p_max_delay seconds are left out. Definer: the worker role has no rights on tables.';
+
 create or replace function procjobs.job_status(p_job_id bigint)
 returns setof public.procrastinate_job_status
 language sql

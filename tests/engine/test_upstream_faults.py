@@ -6,6 +6,8 @@ import asyncio
 import json
 import logging
 import time
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import procrastinate
 import psycopg
@@ -14,6 +16,8 @@ from procrastinate.exceptions import AlreadyEnqueued
 
 import procjobs
 from procjobs import Retry
+
+from .clockwork import Clockwork
 
 REGISTER = "select procjobs.register_worker(%s, 'host', 1, '0', null, array['noop'], 10, '10 s', '30 s')"
 UNCHECKED = "select set_config('procjobs.args_checked', 'on', false)"
@@ -414,6 +418,46 @@ async def test_14_a_slot_is_deferred_once_even_by_a_worker_that_slept(app, sql):
     assert await defer(1000) is None  # upstream has forgotten this slot and defers it again
     assert await defer(1060) is None
     assert sql.one("select count(*) from procrastinate_jobs") == 2
+
+
+async def test_14_a_slot_comes_once_a_day_in_the_tasks_time_zone_when_clocks_change_too(dsn, sql):
+    async with Clockwork.on(dsn) as clockwork:
+
+        @clockwork.app.periodic(cron="30 2 * * *", timezone="Europe/Paris")
+        @clockwork.app.task(name="nightly")
+        async def nightly(timestamp: int):
+            pass
+
+        # 02:00 -> 03:00 on 29 March, 03:00 -> 02:00 on 25 October.
+        for first in (datetime(2026, 3, 27, tzinfo=UTC), datetime(2026, 10, 23, tzinfo=UTC)):
+            for quarter in range(5 * 96):
+                await clockwork.at(first + quarter * timedelta(minutes=15))
+    slots = sql(
+        "select to_char(to_timestamp((args ->> 'timestamp')::bigint) at time zone 'UTC', 'MM-DD HH24:MI') "
+        "from procrastinate_jobs order by id"
+    )
+    assert [slot for (slot,) in slots] == [
+        "03-27 01:30", "03-28 01:30", "03-29 01:00", "03-30 00:30", "03-31 00:30",
+        "10-23 00:30", "10-24 00:30", "10-25 00:30", "10-26 01:30", "10-27 01:30",
+    ]  # fmt: skip
+
+
+async def test_14_a_worker_defers_in_the_tasks_time_zone(app, working, sql, eventually):
+    hour = datetime.now(ZoneInfo("Asia/Kathmandu")).hour  # another one in UTC
+
+    @app.periodic(cron=f"* {hour} * * *", timezone="Asia/Kathmandu")
+    @app.task(name="there")
+    async def there(timestamp: int):
+        pass
+
+    @app.periodic(cron=f"* {hour} * * *")
+    @app.task(name="here")
+    async def here(timestamp: int):
+        pass
+
+    async with working():
+        await eventually(lambda: sql.one("select count(*) from procjobs.job_history where task_name = 'there'"))
+    assert sql.one("select count(*) from procjobs.jobs where task = 'here'") == 0
 
 
 async def test_14_slots_missed_while_no_worker_ran_are_caught_up_after_a_restart(app, working, sql, eventually):

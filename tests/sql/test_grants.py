@@ -13,18 +13,25 @@ ENQUEUE = {
     "defer", "defer_many", "enqueue_jobs", "enqueue_notification_job", "check_arguments", "job_status", "clock",
 }  # fmt: skip
 
+CRON = {
+    "cron_next", "cron_preview", "cron_slots", "check_cron",
+    "cron_zone", "cron_fields", "cron_field", "cron_item", "cron_value", "cron_bits", "cron_first", "cron_after",
+    "cron_again", "cron_wall", "cron_time", "cron_days", "cron_change", "cron_mark",
+    "raise_invalid_cron", "raise_invalid_zone", "raise_cron_field", "raise_cron_never",
+}  # fmt: skip
+
 #: role -> functions it may execute. What is not here, only the owner may.
 MAY_EXECUTE = {
-    "procjobs_producer": ENQUEUE | {
+    "procjobs_producer": ENQUEUE | CRON | {
         "enqueue_on_change", "drop_enqueue_on_change", "enqueue_changed_row", "change_trigger_name",
         "change_table_fault", "change_trigger_fault", "option_fault", "raise_fault",
     },
-    "procjobs_worker": ENQUEUE | {
+    "procjobs_worker": ENQUEUE | CRON | {
         "register_worker", "register_tasks", "heartbeat", "drain_worker", "stop_worker", "claim_jobs", "finish_jobs",
         "settle_jobs", "release_unknown", "abort_requests", "rescue_jobs", "upkeep", "ensure_history_partitions",
-        "delete_old_jobs", "defer_periodic", "last_periodic", "begin_delivery", "finish_delivery",
+        "delete_old_jobs", "defer_periodic", "last_periodic", "due_periodic", "begin_delivery", "finish_delivery",
     },
-    "procjobs_reader": {
+    "procjobs_reader": CRON | {
         "why_not_running", "job_timeline", "list_jobs", "job_report", "list_queues", "list_workers", "job_status",
         "may_see_arguments", "say_time", "raise_job_not_found", "clock",
     },
@@ -138,7 +145,7 @@ def test_other_functions_pin_their_path_too_unless_they_are_to_be_inlined(sql: S
              and not coalesce(p.proconfig @> array['search_path=pg_catalog, pg_temp'], false)
            order by 1"""
     )
-    assert loose == [("clock",), ("is_plain",)]
+    assert loose == [("clock",), ("cron_next",), ("is_plain",)]
 
 
 def test_what_runs_with_the_owners_rights_is_an_entry_point_of_some_role(sql: Sql) -> None:
