@@ -9,7 +9,9 @@ A call names a function of the schema `procjobs` and its arguments; the SQL is b
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -290,6 +292,14 @@ class SyncLink:
         except psycopg.Error as error:
             self.close()
             raise translate(error) from error
+
+    def cut(self) -> None:
+        """End a call that hangs in another thread: it fails at once with DatabaseUnavailable."""
+        connection = self._connection
+        with suppress(psycopg.Error, OSError):
+            if connection is not None and not connection.closed:
+                with socket.socket(fileno=os.dup(connection.fileno())) as wire:
+                    wire.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Drop the connection; the next call opens another. Safe to call twice."""

@@ -347,7 +347,7 @@ def test_a_child_that_cannot_start_ends_the_start_in_a_sentence(place: Path) -> 
     said = procjobs_command("up", "--port", "0", cwd=place, env={"PROCJOBS_APP": "no.such.app"})
     assert said.returncode == 1 and "Traceback" not in said.stderr
     *_, last = said.stderr.splitlines()
-    assert last.startswith("procjobs: the app worker ends as soon as it is started")
+    assert re.match("procjobs: the app (worker|scheduler) ends as soon as it is started", last)
     assert "procjobs: the app no.such.app cannot be loaded: No module named 'no'" in said.stderr
     assert not (place / ".procjobs" / "postgres" / "postmaster.pid").exists()
 

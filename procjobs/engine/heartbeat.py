@@ -41,12 +41,19 @@ class Heartbeat:
         self._on_dead = on_dead
         self._stopping = threading.Event()
         self._last_success = time.monotonic()
+        self._asked_at: float | None = None
         self._thread = threading.Thread(target=self._run, name=f"procjobs heartbeat {worker_id}", daemon=True)
 
     @property
     def silence(self) -> float:
         """Seconds since the last heartbeat that the database accepted."""
         return time.monotonic() - self._last_success
+
+    @property
+    def waits(self) -> float:
+        """Seconds for which a beat has been waiting for its answer; 0 between two."""
+        asked = self._asked_at
+        return 0.0 if asked is None else time.monotonic() - asked
 
     def start(self) -> None:
         self._thread.start()
@@ -57,11 +64,15 @@ class Heartbeat:
         if self._thread.is_alive():
             self._thread.join(timeout)
 
+    def hasten(self) -> None:
+        """Give up a beat whose answer does not come, so that the next one goes over another connection."""
+        self._link.cut()
+
     def _run(self) -> None:
         wait = self._interval
         while not self._stopping.wait(wait):
             wait = self._interval * random.uniform(0.8, 1.0)
-            began = time.monotonic()
+            began = self._asked_at = time.monotonic()
             try:
                 ((alive, abort_ids),) = self._link.fetch(_BEAT, (self._worker_id,))
             except DatabaseError as error:
@@ -69,6 +80,8 @@ class Heartbeat:
                 wait = min(self._interval, 1.0) * random.uniform(0.3, 1.0)
                 logger.warning("heartbeat failed: %s", error, extra={"action": "heartbeat_failed"})
                 continue
+            finally:
+                self._asked_at = None
             if not alive:
                 self._on_dead()
                 break

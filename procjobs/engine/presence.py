@@ -92,14 +92,23 @@ class Presence:
         self._heartbeat.start()
         return found
 
+    @property
+    def silent(self) -> bool:
+        """Whether no heartbeat was accepted for a whole lease: others may run our jobs at any moment."""
+        return self._card is not None and self._heartbeat is not None and self._heartbeat.silence >= self._card.lease
+
     async def watch(self) -> None:
-        """Fence ourselves: without a heartbeat for a whole lease others may run our jobs at any moment."""
+        """Mend a heartbeat that hangs in good time, and fence ourselves when there was none for a whole lease."""
         while True:
             card, heartbeat = self._card, self._heartbeat
             if card is None or heartbeat is None:
                 return
             await asyncio.sleep(min(card.heartbeat_every, card.lease / 10))
-            if heartbeat is self._heartbeat and heartbeat.silence >= card.lease:
+            if heartbeat is not self._heartbeat:
+                continue
+            if heartbeat.waits > max(card.heartbeat_every, card.lease / 5):
+                heartbeat.hasten()  # half open, perhaps: the connection takes what we say and never answers
+            if self.silent:
                 self._on_silent(heartbeat.silence)
 
     async def drain(self) -> None:

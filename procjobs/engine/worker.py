@@ -197,6 +197,9 @@ class Worker(UpstreamWorker):
             if room <= 0:
                 await self._pause(None)
                 continue
+            if self._presence.silent and not self._gone:
+                await self._pause(self.update_heartbeat_interval, wakeable=False)  # we would have to stop them at once
+                continue
             try:
                 if self._gone:
                     await self._register()

@@ -3,6 +3,7 @@
 -- Lock order:  procrastinate_jobs, skipping whatever another transaction has locked; it never waits for a row.
 -- A claim is (job, worker, lease): pj_lease grows with every claim, so that a worker that lost a job and comes back later
 -- cannot end a run that is no longer its own, not even when it is the same worker that runs it again.
+-- Plans are generic: making one anew for each claim costs more than the claim of a few jobs itself.
 
 create or replace function procjobs.ready_queues()
 returns text[]
@@ -48,6 +49,7 @@ language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 set jit = off
 set enable_bitmapscan = off
 as $$
@@ -127,6 +129,7 @@ returns table (taken bigint[], set_aside integer, overtaken boolean)
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 set jit = off
 set enable_bitmapscan = off
 as $$
@@ -227,6 +230,7 @@ language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 set jit = off
 set enable_bitmapscan = off
 as $$
@@ -236,6 +240,7 @@ declare
   v_tasks text[];
   v_queues text[];
   v_ids bigint[];
+  v_started bigint[] := '{}'::bigint[];
   v_pass record;
   v_missing integer := p_max_jobs;
   v_width integer := p_max_jobs;
@@ -276,7 +281,6 @@ begin
 
       -- Not with an empty array, which the planner takes for a proof that any partial index will do.
       if cardinality(v_ids) > 0 then
-        return query
         with started as (
           update public.procrastinate_jobs j
           set status = 'doing',
@@ -284,15 +288,10 @@ begin
               pj_lease = j.pj_lease + 1,
               pj_started_at = v_now
           where j.id = any (v_ids)
-          returning j.*
+          returning j.id
         )
-        select
-          s.id, s.pj_lease, s.task_name::text, s.args::text, s.lock, s.attempts, s.queue_name::text,
-          s.priority, s.queueing_lock,
-          case when s.scheduled_at between '0001-01-02' and '9999-12-30' then s.scheduled_at end,  -- what a worker can read
-          s.pj_max_attempts
-        from started s
-        order by s.priority desc, s.id;
+        select v_started || array_agg(s.id) into v_started
+        from started s;
       end if;
 
       v_missing := v_missing - cardinality(v_ids);
@@ -305,6 +304,19 @@ begin
         v_with_locks := v_round < 3;
     end;
   end loop;
+
+  -- Only now: rows that were returned would stay returned if the pass that took them is undone.
+  if cardinality(v_started) > 0 then
+    return query
+    select
+      s.id, s.pj_lease, s.task_name::text, s.args::text, s.lock, s.attempts, s.queue_name::text,
+      s.priority, s.queueing_lock,
+      case when s.scheduled_at between '0001-01-02' and '9999-12-30' then s.scheduled_at end,  -- what a worker can read
+      s.pj_max_attempts
+    from public.procrastinate_jobs s
+    where s.id = any (v_started)
+    order by s.priority desc, s.id;
+  end if;
 end
 $$;
 comment on function procjobs.claim_jobs(bigint, text[], integer) is

@@ -22,6 +22,7 @@ set lock_timeout = '300ms'
 set enable_seqscan = off
 set enable_nestloop = off
 set enable_mergejoin = off
+set plan_cache_mode = force_generic_plan
 set jit = off
 as $$
 declare

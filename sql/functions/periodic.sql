@@ -131,6 +131,7 @@ language sql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $$
   (select j.status from public.procrastinate_jobs j where j.id = p_job_id)
   union all

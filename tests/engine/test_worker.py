@@ -417,7 +417,9 @@ async def test_prefetched_jobs_are_given_back_on_shutdown(app, working, sql, eve
     async with working(concurrency=2) as worker:
         await fast.batch_defer_async(*[{} for _ in range(3000)])  # the rate rises, and with it what is held ahead
         await hold.batch_defer_async(*[{} for _ in range(50)])
-        await eventually(lambda: sql.one("select count(*) from procrastinate_jobs where task_name = 'fast'") == 0)
+        await eventually(
+            lambda: sql.one("select count(*) from procrastinate_jobs where task_name = 'fast'") == 0, timeout=60
+        )
         worker.cancel()
         release.set()
         with pytest.raises(asyncio.CancelledError):
