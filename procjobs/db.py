@@ -274,20 +274,24 @@ class Link:
 
 
 class SyncLink:
-    """The same for a thread."""
+    """The same for a thread.
 
-    def __init__(self, target: Target, name: str) -> None:
+    patience: seconds a new connection may take, at least 2.
+    """
+
+    def __init__(self, target: Target, name: str, *, patience: float = 10.0) -> None:
         self._target = target
         self._name = name
+        self._patience = max(2, round(patience))
         self._connection: psycopg.Connection[TupleRow] | None = None
 
     def fetch(self, query: LiteralString, parameters: Sequence[Any] = ()) -> list[TupleRow]:
         """Run one statement in its own transaction; its rows. Raises DatabaseUnavailable, DatabaseError."""
         try:
             if self._connection is None or self._connection.closed:
-                self._connection = psycopg.connect(
-                    self._target.conninfo, **self._target.arguments(self._name, tuple_row)
-                )
+                arguments = self._target.arguments(self._name, tuple_row)
+                arguments["connect_timeout"] = min(int(arguments["connect_timeout"]), self._patience)
+                self._connection = psycopg.connect(self._target.conninfo, **arguments)
             return self._connection.execute(query, parameters).fetchall()
         except psycopg.Error as error:
             self.close()

@@ -34,7 +34,7 @@ class Heartbeat:
         on_abort: Callable[[Sequence[int]], None],
         on_dead: Callable[[], None],
     ) -> None:
-        self._link = SyncLink(target, "procjobs heartbeat")
+        self._link = SyncLink(target, "procjobs heartbeat", patience=interval)
         self._worker_id = worker_id
         self._interval = interval
         self._on_abort = on_abort

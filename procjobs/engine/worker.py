@@ -307,6 +307,7 @@ class Worker(UpstreamWorker):
         if self._gone:
             return
         self._gone = True
+        self._orphans_possible = False  # rescue has them
         logger.error(
             "worker %s was declared dead: its %d jobs were given to others; registering again",
             self.worker_id,

@@ -1,72 +1,76 @@
-"""Workers as processes that can be stopped, continued and killed."""
+"""Fixtures of the chaos tests: a site (database, workers, client, ledger), and one behind a proxy."""
 
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
-HERE = Path(__file__).parent
+from procjobs.embedded import EmbeddedPostgres
+from procjobs.migrate import migrate
+from tests.chaos.harness.proxy import Proxy
+from tests.chaos.harness.site import Site
 
-
-class Process:
-    """One worker process; its output is kept for the report of a failing test."""
-
-    def __init__(self, dsn: str, log: Path, *options: str, heartbeat: float = 0.5) -> None:
-        environment = {
-            **os.environ,
-            "VICTIM_DSN": dsn,
-            "VICTIM_HEARTBEAT": str(heartbeat),
-            "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent.parent)]),
-        }
-        self.log = log
-        with log.open("ab") as output:
-            self.popen = subprocess.Popen(
-                [sys.executable, "-m", "procrastinate", "--app=victim.app", "worker", *options],
-                env=environment,
-                stdout=output,
-                stderr=output,
-            )
-
-    @property
-    def pid(self) -> int:
-        return self.popen.pid
-
-    def signal(self, number: int) -> None:
-        self.popen.send_signal(number)
-
-    def exit_code(self, timeout: float = 20) -> int:
-        return self.popen.wait(timeout)
-
-    def said(self, words: str) -> bool:
-        return words in self.log.read_text()
+Build = Callable[..., Site]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    """`start(dsn, "--concurrency=50")` starts a worker process; all are killed after the test."""
-    processes: list[Process] = []
+def build(tmp_path: Path) -> Iterator[Build]:
+    """`build(dsn)` makes a site over a migrated database; it is closed after the test."""
+    sites: list[Site] = []
 
-    def run(dsn: str, *options: str, heartbeat: float = 0.5) -> Process:
-        processes.append(Process(dsn, tmp_path / f"worker{len(processes)}.log", *options, heartbeat=heartbeat))
-        return processes[-1]
+    def make(dsn: str, *, via: str | None = None) -> Site:
+        folder = tmp_path / f"site{len(sites)}"
+        folder.mkdir()
+        sites.append(Site(dsn, folder, via=via))
+        return sites[-1]
 
-    yield run
-    for process in processes:
-        if process.popen.poll() is None:
-            process.signal(signal.SIGCONT)
-            process.signal(signal.SIGKILL)
-            process.popen.wait()
-        print(f"--- {process.log.name}\n{process.log.read_text()[-4000:]}")
+    yield make
+    for site in sites:
+        print(site.logs())
+        site.close()
 
 
 @pytest.fixture
-def ground(sql) -> None:
-    """What the victim writes to and looks at."""
-    sql("create table executions (job bigint, pid int, at timestamptz default clock_timestamp())")
-    sql("create table gate (open boolean)")
+def site(build: Build, dsn: str) -> Site:
+    """A site over a database of the shared server."""
+    return build(dsn)
+
+
+@pytest.fixture
+def own(build: Build, server: EmbeddedPostgres) -> Site:
+    """A site over a server of the test's own, which it may stop and kill."""
+    dsn = server.create_database("chaos")
+    migrate(dsn)
+    return build(dsn)
+
+
+def socket_of(dsn: str) -> str:
+    """The path of the Unix socket that a DSN names."""
+    where = conninfo_to_dict(dsn)
+    return f"{where['host']}/.s.PGSQL.{where['port']}"
+
+
+@pytest.fixture
+def proxy(dsn: str) -> Iterator[Proxy]:
+    """A proxy before the shared server."""
+    with Proxy(socket_of(dsn)) as running:
+        yield running
+
+
+@pytest.fixture
+def proxied(build: Build, dsn: str, proxy: Proxy) -> Site:
+    """A site whose workers connect through `proxy`; its client and its tasks do not."""
+    return build(dsn, via=proxy.dsn(str(conninfo_to_dict(dsn)["dbname"])))
+
+
+@pytest.fixture
+def dice() -> random.Random:
+    """Chance with a printed seed; PROCJOBS_CHAOS_SEED repeats it."""
+    seed = int(os.environ.get("PROCJOBS_CHAOS_SEED") or random.randrange(1_000_000))
+    print(f"PROCJOBS_CHAOS_SEED={seed}")
+    return random.Random(seed)

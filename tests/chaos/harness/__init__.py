@@ -1,0 +1,28 @@
+"""What the chaos tests stand on, and where each scenario of the fault plan is tested.
+
+    ledger      what the client knows, on disk outside PostgreSQL      client      enqueues by it
+    ground      tables of runs, effects and transitions                fleet       workers as processes
+    proxy       the network, failing                                   storm       SQLSTATEs out of the blue
+    site        all of it for one scenario                             invariants  I1 to I12
+
+I1 to I4 and I6 to I12 are checked at the end of every scenario (`Site.check`); I5 belongs to schedules. That the checks
+can fail is tested in tests/chaos/test_mutations.py. All faults at random: `scripts/chaos`.
+
+    1-5     test_death.py; the points are procjobs.engine.failpoints
+    6, 7    test_death.py
+    8-10    test_database.py
+    11-15   test_proxy.py
+    16-18   test_storms.py; a finish that fails three times: engine/test_upstream_faults.py (01)
+    19      test_database.py
+    20      test_failover.py, with Debian's PostgreSQL 15
+    21, 22  test_zombie.py; call by call: engine/test_upstream_faults.py (02, 03), engine/test_finish.py
+    23-25   test_shutdown.py; in one process: engine/test_worker.py, engine/test_upstream_faults.py (11, 12)
+    28      test_clock.py
+    30-32   test_locks.py; call by call: engine/test_locks.py, engine/test_settle.py, engine/test_rescue.py
+    33, 34  test_scale.py; plan by plan: engine/test_plans.py
+    35      test_payloads.py; sql/test_arguments.py, engine/test_arguments.py, engine/test_upstream_faults.py (06)
+    36      test_notify.py
+    39, 40  test_purge.py; engine/test_upkeep.py, sql/test_control.py
+
+26, 27, 29 (schedules), 37 (mail), 38 (calendars), 41 (steps) and 42 (invitations) belong to those features.
+"""
