@@ -10,12 +10,33 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from procjobs.app import App, Blueprint
+    from procjobs.engine.progress import progress
+    from procjobs.engine.results import Outcome
     from procjobs.engine.retry import Cancel, Discard, Retry, Snooze
+    from procjobs.engine.unique import JobId, Unique
     from procjobs.engine.worker import ShutdownIncomplete, Worker
+    from procjobs.errors import JobCancelled, JobFailed, JobNotOver, JobTimeout
 
 __version__ = "0.1.0"
 
-__all__ = ["App", "Blueprint", "Cancel", "Discard", "Retry", "ShutdownIncomplete", "Snooze", "Worker"]
+__all__ = [
+    "App",
+    "Blueprint",
+    "Cancel",
+    "Discard",
+    "JobCancelled",
+    "JobFailed",
+    "JobId",
+    "JobNotOver",
+    "JobTimeout",
+    "Outcome",
+    "Retry",
+    "ShutdownIncomplete",
+    "Snooze",
+    "Unique",
+    "Worker",
+    "progress",
+]
 
 _HOMES = {
     "App": "procjobs.app",
@@ -26,6 +47,14 @@ _HOMES = {
     "ShutdownIncomplete": "procjobs.engine.worker",
     "Snooze": "procjobs.engine.retry",
     "Worker": "procjobs.engine.worker",
+    "JobCancelled": "procjobs.errors",
+    "JobFailed": "procjobs.errors",
+    "JobNotOver": "procjobs.errors",
+    "JobTimeout": "procjobs.errors",
+    "JobId": "procjobs.engine.unique",
+    "Outcome": "procjobs.engine.results",
+    "Unique": "procjobs.engine.unique",
+    "progress": "procjobs.engine.progress",
 }
 
 

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Awaitable, Callable, Iterable
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import procrastinate
-from procrastinate import blueprints, builtin_tasks, jobs, schema
+from procrastinate import blueprints, builtin_tasks, jobs, schema, utils
 from procrastinate.connector import BaseAsyncConnector, BaseConnector
 from procrastinate.tasks import Task
 from psycopg.conninfo import make_conninfo
 
 from procjobs.db import Database, Target
-from procjobs.engine.enqueue import Enqueuer, adopt, quietly
+from procjobs.engine.batches import Batch, Callback, open_batch
+from procjobs.engine.enqueue import Enqueuer, adopt, own_options, quietly
 from procjobs.engine.periodic import Cron
+from procjobs.engine.results import Outcome, Results
+from procjobs.engine.retry import seconds_of
 from procjobs.engine.scheduler import Scheduler
 from procjobs.engine.supervision import stop_signals
+from procjobs.engine.unique import JobId, Unique
 from procjobs.engine.worker import Worker
 from procjobs.errors import SettingsError
 
@@ -29,16 +35,30 @@ if TYPE_CHECKING:
 
 __all__ = ["App", "Blueprint", "default_app"]
 
+_LONGEST_TIMEOUT = 10 * 365 * 86400
+
 
 class Blueprint(blueprints.Blueprint):
-    """Procrastinate's Blueprint; its tasks may also say `execution="process"`."""
+    """Procrastinate's Blueprint; its tasks may also say `execution="process"` and `timeout=30`."""
 
-    def task(self, _func: Any = None, *, execution: str | None = None, **options: Any) -> Any:
+    def task(
+        self,
+        _func: Any = None,
+        *,
+        execution: str | None = None,
+        timeout: float | timedelta | None = None,
+        unique: Unique | None = None,
+        **options: Any,
+    ) -> Any:
         """Declare a task: Procrastinate's options, and
 
         execution: "process" runs a CPU-bound task in a process of its own, which cancelling kills. The function must
         be importable by its module and name, and cannot take the context. By default coroutine functions run on the
         worker's loop and others in a thread.
+        timeout:   how long one run may take, in seconds or as a timedelta. Then it is stopped and fails with
+        JobTimeout, retried like any error: a coroutine is cancelled, a process killed; a thread is asked to stop by
+        context.should_abort(), and its job fails when it returns, whatever it returned.
+        unique:    which jobs are the same, so that deferring another returns the first one's id: procjobs.Unique(...).
         """
         if _func is not None:
             return super().task(_func)
@@ -46,12 +66,19 @@ class Blueprint(blueprints.Blueprint):
             raise ValueError(f"execution={execution!r}: one of async, thread, process")
         if execution == "process" and options.get("pass_context"):
             raise ValueError("a task that runs in a process cannot be passed its context")
+        seconds = None if timeout is None else seconds_of(timeout)
+        if seconds is not None and not 0 < seconds <= _LONGEST_TIMEOUT:
+            raise ValueError(f"timeout={timeout!r}: more than 0 seconds, and at most 10 years")
         declare = super().task(**options)
 
         def decorate(function: Any) -> Task[Any, Any, Any]:
             declared = cast("Task[Any, Any, Any]", declare(function))
             if execution is not None:
                 declared.execution = execution  # type: ignore[attr-defined]
+            if seconds is not None:
+                declared.timeout = seconds  # type: ignore[attr-defined]
+            if unique is not None:
+                declared.unique = unique  # type: ignore[attr-defined]
             return declared
 
         return decorate
@@ -124,6 +151,7 @@ class App(Blueprint, procrastinate.App):
         self._database: Database | None = None
         self._resources: dict[str, Any] = {}
         self._building = asyncio.Lock()
+        self._results = Results(self.database, self._listen_target)
 
     @property
     def settings(self) -> Settings:
@@ -152,7 +180,64 @@ class App(Blueprint, procrastinate.App):
 
     def configure_task(self, name: str, *, allow_unknown: bool = True, **kwargs: Any) -> jobs.JobDeferrer:
         """Procrastinate's: a deferrer for a task by its name, known here or only to the workers."""
-        return quietly(super().configure_task(name, allow_unknown=allow_unknown, **kwargs))
+        if name in self.tasks:
+            return quietly(super().configure_task(name, allow_unknown=allow_unknown, **kwargs))
+        ours = own_options(kwargs)
+        return quietly(super().configure_task(name, allow_unknown=allow_unknown, **kwargs), ours)
+
+    async def debounce(
+        self,
+        task: Task[Any, Any, Any],
+        arguments: dict[str, Any],
+        *,
+        key: str,
+        wait: float | timedelta,
+        max_wait: float | timedelta | None = None,
+        **options: Any,
+    ) -> JobId:
+        """Defer a job that runs once nobody has called this with its task and key for `wait`, with the last arguments.
+
+        wait, max_wait: seconds or a timedelta; it is not put off beyond max_wait after the first call.
+        options:        queue, priority, lock, tenant.
+        Raises InvalidArguments, InvalidOption, UnknownTask (when no worker has registered the task yet).
+        """
+        spans = {"wait": wait, "max_wait": max_wait}
+        return await self._enqueuer.enqueue_by_key("debounce", task, key, spans, arguments, options)
+
+    async def throttle(
+        self,
+        task: Task[Any, Any, Any],
+        arguments: dict[str, Any],
+        *,
+        key: str,
+        period: float | timedelta,
+        **options: Any,
+    ) -> JobId:
+        """Defer a job unless this was done with its task and key within the last `period`: then it is that job's id."""
+        return await self._enqueuer.enqueue_by_key("throttle", task, key, {"period": period}, arguments, options)
+
+    def batch(
+        self,
+        name: str,
+        *,
+        on_finish: Callback | None = None,
+        on_success: Callback | None = None,
+        on_discard: Callback | None = None,
+    ) -> contextlib.AbstractAsyncContextManager[Batch]:
+        """Open a batch of jobs, sealed on leaving; after an exception it stays open and calls nothing back.
+
+            async with app.batch("import", on_success=report) as batch:
+                await batch.defer(load, path="a.csv")
+
+        on_finish, on_success, on_discard: a task, or `task.configure(...)`, to be enqueued once when all its jobs have
+        ended: in any case, when all succeeded, when some failed or were cancelled. An argument batch_id is filled in.
+        """
+        callbacks = {"on_finish": on_finish, "on_success": on_success, "on_discard": on_discard}
+        return open_batch(self._enqueuer, name, callbacks)
+
+    @property
+    def _enqueuer(self) -> Enqueuer:
+        return cast(Enqueuer, self.job_manager)
 
     def _register_builtin_tasks(self) -> None:
         # Of our own making: upstream's blueprint gets another "builtin:" before its names with every app.
@@ -167,11 +252,10 @@ class App(Blueprint, procrastinate.App):
         if not isinstance(self.connector, procrastinate.PsycopgConnector):
             return super()._worker(**kwargs)  # in-memory and foreign connectors: upstream's worker
         options: dict[str, Any] = {**self.worker_defaults, **kwargs}
-        listen = self._listen_dsn or self.settings.listen_dsn
         return Worker(
             app=self,
             target=self.target,
-            listen_target=Target(listen) if listen else None,
+            listen_target=self._listen_target(),
             **{"finished_jobs": self._finished_jobs or "archive", **options},
         )
 
@@ -209,8 +293,44 @@ class App(Blueprint, procrastinate.App):
                 self._resources[name] = await made if isinstance(made, Awaitable) else made
         return self._resources[name]
 
+    def _listen_target(self) -> Target:
+        listen = self._listen_dsn or self.settings.listen_dsn
+        return Target(listen) if listen else self.target
+
+    async def wait_for(self, job_id: int, *, timeout: float | None = None) -> Outcome:
+        """Wait until a job has ended, however it does, and say how.
+
+        timeout: seconds to wait at most; None waits as long as it takes. Outages of the database are waited through.
+        Raises JobNotOver when the time is over, JobNotFound for an unknown id or one that was forgotten.
+        """
+        return await self._results.wait_for(job_id, timeout)
+
+    async def result(self, job_id: int, *, timeout: float | None = None) -> Any:
+        """Wait until a job has ended and give what its task returned.
+
+            job_id = await thumbnail.defer_async(photo_id=7)
+            url = await app.result(job_id, timeout=30)
+
+        Raises JobFailed, JobCancelled, and as `wait_for` JobNotOver and JobNotFound.
+        """
+        return (await self.wait_for(job_id, timeout=timeout)).value()
+
+    def open_async(self, pool: Any = None) -> utils.AwaitableContext[Any]:
+        """Procrastinate's; what `database`, `resource` and `result` opened is closed with the app."""
+        return utils.AwaitableContext(
+            open_coro=functools.partial(self.connector.open_async, pool=pool),
+            close_coro=self.close_async,
+            return_value=self,
+        )
+
+    async def close_async(self) -> None:
+        """Close everything that this app opened."""
+        await self.close_resources()
+        await super().close_async()
+
     async def close_resources(self) -> None:
-        """Close what `resource` and `database` made; they are made anew when needed again."""
+        """Close what `resource`, `database` and `result` made; they are made anew when needed again."""
+        await self._results.close()
         resources, self._resources = self._resources, {}
         for made in resources.values():
             await made.close()

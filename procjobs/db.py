@@ -12,7 +12,7 @@ import asyncio
 import os
 import re
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, LiteralString, TypeVar, cast
@@ -25,12 +25,24 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from procjobs.errors import DatabaseUnavailable, translate
 
-__all__ = ["Connection", "Database", "Link", "SyncLink", "Target", "call_query", "connect", "connect_sync"]
+__all__ = [
+    "Connection",
+    "Database",
+    "Link",
+    "SyncLink",
+    "Target",
+    "call_query",
+    "connect",
+    "connect_sync",
+    "heed_pooler",
+    "heed_pooler_sync",
+]
 
 Row = dict[str, Any]
 T = TypeVar("T")
 Connection = psycopg.AsyncConnection[Row]
 
+_PROCESS = "select pg_catalog.pg_backend_pid()"
 _NAME = re.compile(r"[a-z_][a-z0-9_]*")
 
 
@@ -108,6 +120,7 @@ class Database(Calls):
             min_size=min_size,
             max_size=max_size,
             timeout=timeout,
+            configure=heed_pooler,
             open=False,
         )
 
@@ -149,24 +162,52 @@ class Database(Calls):
             yield Transaction(connection)
 
 
+async def heed_pooler(connection: psycopg.AsyncConnection[Any]) -> None:
+    """Prepare nothing on a connection that goes through a pooler.
+
+    Behind one that pools transactions the next statement may meet another server connection, which does not know what
+    was prepared, or knows something else by that name. A pooler is noticed by the process id that it makes up.
+    """
+    if connection.prepare_threshold is not None:
+        row = await (await connection.cursor(row_factory=tuple_row).execute(_PROCESS)).fetchone()
+        if not connection.autocommit:
+            await connection.rollback()
+        if row != (connection.info.backend_pid,):
+            connection.prepare_threshold = None
+
+
+def heed_pooler_sync(connection: psycopg.Connection[Any]) -> None:
+    """The same for threads."""
+    if connection.prepare_threshold is not None:
+        row = connection.cursor(row_factory=tuple_row).execute(_PROCESS).fetchone()
+        if not connection.autocommit:
+            connection.rollback()
+        if row != (connection.info.backend_pid,):
+            connection.prepare_threshold = None
+
+
 async def connect(conninfo: str = "", **kwargs: Any) -> Connection:
     """One autocommit connection of its own, rows as dicts. Raises DatabaseUnavailable."""
     try:
-        return await psycopg.AsyncConnection.connect(
+        connection = await psycopg.AsyncConnection.connect(
             conninfo, **{"application_name": "procjobs", **kwargs, "autocommit": True, "row_factory": dict_row}
         )
+        await heed_pooler(connection)
     except psycopg.Error as error:
         raise translate(error) from error
+    return connection
 
 
 def connect_sync(conninfo: str = "", **kwargs: Any) -> psycopg.Connection[Row]:
     """The same for threads and for tools that have no event loop."""
     try:
-        return psycopg.connect(
+        connection = psycopg.connect(
             conninfo, **{"application_name": "procjobs", **kwargs, "autocommit": True, "row_factory": dict_row}
         )
+        heed_pooler_sync(connection)
     except psycopg.Error as error:
         raise translate(error) from error
+    return connection
 
 
 #: A peer that vanished (a failover, a cable) is noticed in seconds instead of the kernel's hours.
@@ -216,7 +257,9 @@ class Link:
             arguments = self._target.arguments(self._name, tuple_row)
             try:
                 self._connection = await psycopg.AsyncConnection.connect(self._target.conninfo, **arguments)
+                await heed_pooler(self._connection)
             except psycopg.Error as error:
+                await self.close()
                 raise translate(error) from error
         return self._connection
 
@@ -245,7 +288,7 @@ class Link:
         """The server process of the open connection; a pooler's are not the server's."""
         return None if self._connection is None else self._connection.info.backend_pid
 
-    async def listen(self, channels: Sequence[str], *, check_every: float = 30.0) -> AsyncIterator[tuple[str, int]]:
+    async def listen(self, channels: Sequence[str], *, check_every: float = 30.0) -> AsyncGenerator[tuple[str, int]]:
         """LISTEN on channels and yield (payload, pid of the sender) as they come; ("", 0) when listening began.
 
         Ends with DatabaseUnavailable when the connection is lost; asks the server every `check_every` seconds, since
@@ -292,6 +335,7 @@ class SyncLink:
                 arguments = self._target.arguments(self._name, tuple_row)
                 arguments["connect_timeout"] = min(int(arguments["connect_timeout"]), self._patience)
                 self._connection = psycopg.connect(self._target.conninfo, **arguments)
+                heed_pooler_sync(self._connection)
             return self._connection.execute(query, parameters).fetchall()
         except psycopg.Error as error:
             self.close()

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
-
-import psycopg
+from uuid import uuid4
 
 from procjobs import migrate as migrations
 from procjobs import watch
-from procjobs.db import Calls, Connection, Transaction, connect
+from procjobs.db import Calls, Connection, Link, Target, Transaction, connect
 from procjobs.errors import ProcjobsError
 from procjobs.settings import Settings
 
 __all__ = ["Finding", "examine"]
 
-#: A wait longer than this in a queue that is not paused deserves a word.
-LONG_WAIT = timedelta(minutes=5)
+#: Seconds within which a NOTIFY must be heard.
+HEARING = 3.0
 #: Schedules are computed by the database's clock; people read this machine's.
 SKEW = timedelta(seconds=5)
+
+Verdict = Literal["ok", "warning", "wrong"]
+_VERDICTS: dict[str, Verdict] = {"wrong": "wrong", "warning": "warning", "note": "ok"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class Finding:
     """One thing looked at. `mend` says what to do where something is wrong."""
 
     subject: str
-    verdict: Literal["ok", "warning", "wrong"]
+    verdict: Verdict
     text: str
     mend: str | None = None
 
@@ -44,11 +47,12 @@ async def examine(settings: Settings, dsn: str, *, mailbox: str | None = None) -
     except ProcjobsError as error:
         return [Finding("server", "wrong", _first_line(error), "check DATABASE_URL and that the server is running")]
     try:
-        found = [_server(connection), *await _names(connection), *await _schema(settings, dsn)]
+        found = [_server(connection), *await _schema(settings, dsn)]
         if any(finding.verdict == "wrong" for finding in found):
             return found
-        for look in (_clock, _bindings, _workers, _queues):
+        for look in (_clock, _bindings, _workers, _queues, _inside):
             found += await _guarded(look, Transaction(connection))
+        found.append(await _hearing(connection, settings.listen_dsn or dsn))
     finally:
         await connection.close()
     return [*found, await _mail(settings) if mailbox is None else Finding("mail", "ok", f"all mail goes to {mailbox}")]
@@ -60,21 +64,6 @@ def _server(connection: Connection) -> Finding:
     if major < migrations.OLDEST_SERVER:
         return Finding("server", "wrong", text, f"upgrade to PostgreSQL {migrations.OLDEST_SERVER} or newer")
     return Finding("server", "ok", text)
-
-
-async def _names(connection: Connection) -> list[Finding]:
-    """A role named like our schema finds our objects under bare names, by the `"$user"` of its search_path."""
-    query = "select current_user = 'procjobs' and 'procjobs' = any (current_schemas(false)) as shadowed"
-    try:
-        row = await (await connection.execute(query)).fetchone()
-    except psycopg.Error:  # the next look says what is wrong with the connection
-        return []
-    if row is None or not row["shadowed"]:
-        return []
-    text = 'as procjobs, "$user" in search_path is our schema: bare names in your SQL may mean objects of procjobs'
-    return [
-        Finding("server", "warning", text, "use another login role, or: alter role procjobs set search_path = public")
-    ]
 
 
 async def _schema(settings: Settings, dsn: str) -> list[Finding]:
@@ -116,28 +105,47 @@ async def _bindings(calls: Calls) -> AsyncIterator[Finding]:
 
 async def _workers(calls: Calls) -> AsyncIterator[Finding]:
     alive = [worker for worker in await calls.rows("list_workers") if watch.is_alive(worker)]
-    if alive:
+    if alive:  # where none is, procjobs.doctor() says so
         yield Finding("workers", "ok", f"{len(alive)} alive: {', '.join(worker['name'] for worker in alive)}")
-    else:
-        yield Finding("workers", "warning", "no worker is alive, jobs wait", "start one: procjobs worker")
 
 
 async def _queues(calls: Calls) -> AsyncIterator[Finding]:
     queues = await calls.rows("list_queues")
-    for queue in queues:
-        name = queue["name"]
-        if queue["paused_at"] is not None:
-            yield Finding("queues", "warning", f"{name} is paused", f"go on with: procjobs queues resume {name}")
-        elif (queue["oldest_wait"] or timedelta(0)) > LONG_WAIT:
-            minutes = queue["oldest_wait"].total_seconds() / 60
-            yield Finding(
-                "queues",
-                "warning",
-                f"the oldest job of {name} waits for {minutes:.0f} min",
-                f"see: procjobs jobs list --queue {name} --status todo, then procjobs jobs show ID",
-            )
     waiting = sum(queue["waiting"] for queue in queues)
-    yield Finding("queues", "ok", f"{len(queues)} queues, {waiting} jobs waiting")
+    paused = ", ".join(queue["name"] for queue in queues if queue["paused_at"] is not None)
+    yield Finding("queues", "ok", f"{len(queues)} queues, {waiting} jobs waiting{paused and f', paused: {paused}'}")
+
+
+async def _inside(calls: Calls) -> AsyncIterator[Finding]:
+    """What the database says of itself: procjobs.doctor()."""
+    for row in await calls.rows("doctor"):
+        yield Finding(row["subject"], _VERDICTS[row["severity"]], row["finding"], row["mend"])
+    verdicts = [row["line"] for row in await calls.rows("explain_claim") if row["statement"] == "verdict"]
+    if all(verdict.startswith("ok") for verdict in verdicts):
+        yield Finding("claim", "ok", f"all {len(verdicts)} hot statements go by their indexes")
+
+
+async def _hearing(connection: Connection, listen_dsn: str) -> Finding:
+    """Whether a NOTIFY sent where jobs are enqueued is heard where workers listen; a pooler may swallow it."""
+    channel = f"procjobs_doctor_{uuid4().hex}"
+    listener = Link(Target(listen_dsn, {"connect_timeout": 5}), "procjobs doctor")
+    try:
+        async with asyncio.timeout(HEARING):
+            async with aclosing(listener.listen([channel])) as heard:
+                await anext(heard)
+                await connection.execute("select pg_notify(%s, '')", [channel])
+                await anext(heard)
+    except (TimeoutError, ProcjobsError) as error:
+        why = _first_line(error) if isinstance(error, ProcjobsError) else "a NOTIFY was not heard"
+        return Finding(
+            "wake-up",
+            "warning",
+            f"{why}: workers find new jobs only when they look, every poll_interval",
+            "behind a pooler, give the workers a direct connection: PROCJOBS_LISTEN_DSN",
+        )
+    finally:
+        await listener.close()
+    return Finding("wake-up", "ok", "workers hear of new jobs at once")
 
 
 async def _mail(settings: Settings) -> Finding:

@@ -22,6 +22,10 @@
      |    +-- UnknownGroup          PJ021
      |    +-- UnknownUpdate         PJ022
      |    +-- InvalidNotification   PJ023
+     +-- JobTimeout               a run took longer than its task's timeout
+     +-- JobFailed                the job that was waited for is a dead letter
+     +-- JobCancelled             the job that was waited for was cancelled
+     +-- JobNotOver               it has not ended in time (also a TimeoutError)
      +-- MigrationError           the schema cannot be brought to the wanted state
      +-- ServerError              the embedded or given PostgreSQL cannot be used
 
@@ -51,7 +55,11 @@ __all__ = [
     "InvalidOption",
     "InvalidState",
     "InvalidTrigger",
+    "JobCancelled",
+    "JobFailed",
     "JobNotFound",
+    "JobNotOver",
+    "JobTimeout",
     "MigrationError",
     "ProcjobsError",
     "ServerError",
@@ -87,6 +95,44 @@ class MigrationError(ProcjobsError):
 
 class ServerError(ProcjobsError):
     """PostgreSQL cannot be started or used; the message says why and what to do."""
+
+
+class JobTimeout(ProcjobsError):
+    """A run took longer than its timeout; `Retry(on=(JobTimeout, ...))` may name it."""
+
+
+class JobFailed(ProcjobsError):
+    """The job that was waited for failed for good. error_class, error_message: of its last run."""
+
+    def __init__(self, job_id: int, error_class: str | None, error_message: str | None) -> None:
+        said = ": ".join(part for part in (error_class, error_message) if part)
+        super().__init__(
+            f"job {job_id} failed{f' with {said}' if said else ''}",
+            hint=f"procjobs jobs show {job_id} tells all about it, procjobs jobs retry {job_id} runs it again",
+        )
+        self.job_id = job_id
+        self.error_class = error_class
+        self.error_message = error_message
+
+
+class JobCancelled(ProcjobsError):
+    """The job that was waited for was cancelled. reason: why, if somebody said so."""
+
+    def __init__(self, job_id: int, reason: str | None) -> None:
+        super().__init__(f"job {job_id} was cancelled{f': {reason}' if reason else ''}")
+        self.job_id = job_id
+        self.reason = reason
+
+
+class JobNotOver(ProcjobsError, TimeoutError):
+    """The job that was waited for has not ended within the time given; it goes on."""
+
+    def __init__(self, job_id: int, seconds: float) -> None:
+        super().__init__(
+            f"job {job_id} has not ended within {seconds:g} s",
+            hint=f"procjobs jobs show {job_id} says what it waits for",
+        )
+        self.job_id = job_id
 
 
 class DatabaseError(ProcjobsError):

@@ -171,7 +171,7 @@ def _host_file(path: Path | None) -> Path | None:
 @contextmanager
 def _connection(dsn: str) -> Iterator[Raw]:
     """A connection in a transaction that reads the catalogs alike everywhere. Raises ServerError when too old."""
-    with psycopg.connect(dsn, application_name="procjobs migrate") as connection:
+    with psycopg.connect(dsn, application_name="procjobs migrate", prepare_threshold=None) as connection:
         _prepare(connection)
         yield connection
 
@@ -204,7 +204,7 @@ def _alembic(dsn: str, plan: Plan) -> Iterator[tuple[Raw, Any]]:
     from sqlalchemy.pool import NullPool
 
     def connect() -> Raw:
-        return psycopg.connect(dsn, application_name="procjobs migrate")
+        return psycopg.connect(dsn, application_name="procjobs migrate", prepare_threshold=None)
 
     engine = create_engine("postgresql+psycopg://", creator=connect, poolclass=NullPool)
     try:

@@ -61,23 +61,31 @@ declare
 begin
   for v_role, v_names in values
     ('procjobs_producer', '{
-      defer, defer_many, enqueue_jobs, enqueue_notification_job, check_arguments, job_status, clock,
+      defer, defer_many, debounce, throttle, enqueue, enqueue_jobs, create_batch, seal_batch, enqueue_notification_job, check_arguments, job_status, clock,
       enqueue_on_change, drop_enqueue_on_change, enqueue_changed_row,
-      change_trigger_name, change_table_fault, change_trigger_fault, option_fault, raise_fault
+      change_trigger_name, change_table_fault, change_trigger_fault, option_fault, raise_fault,
+      job_result, job_outcome, await_job
     }'),
     ('procjobs_worker', '{
       register_worker, register_tasks, heartbeat, drain_worker, stop_worker,
       claim_jobs, finish_jobs, settle_jobs, release_unknown, abort_requests,
       rescue_jobs, upkeep, ensure_history_partitions, delete_old_jobs,
-      defer, defer_many, enqueue_jobs, enqueue_notification_job, check_arguments, job_status, clock,
+      defer, defer_many, debounce, throttle, enqueue, enqueue_jobs, create_batch, seal_batch,
+      enqueue_notification_job, check_arguments, job_status, clock,
       defer_periodic, last_periodic, due_periodic,
-      begin_delivery, finish_delivery
+      begin_delivery, finish_delivery,
+      report_progress, job_result, job_outcome, await_job
     }'),
     ('procjobs_reader', '{
-      why_not_running, job_timeline, list_jobs, job_report, list_queues, list_workers, job_status,
-      may_see_arguments, say_time, raise_job_not_found, clock
+      doctor, doctor_server, doctor_horizon, doctor_logins, doctor_tables, doctor_fleet, explain_claim, claim_plans, say_span,
+      list_limits, list_batches, list_tasks, why_not_running, job_timeline, list_jobs, job_report, list_queues, list_workers, job_status,
+      may_see_arguments, say_time, raise_job_not_found, clock,
+      list_retention, list_retention_passes, list_dead_groups, list_dead_letters, jobs_as_of, job_transitions
     }'),
-    ('procjobs_admin', '{cancel, retry, pause_queue, resume_queue}'),
+    ('procjobs_admin', '{
+      set_limit, drop_limit, set_queue, set_task, reset_task, pause_task, resume_task, edit_job, cancel_jobs, retry_jobs, discard_jobs,
+      set_retention, drop_retention, run_retention, redrive, purge_dead_letters, cancel, retry, pause_queue, resume_queue
+    }'),
     -- They read no table and run with their caller's rights: what they are made of is granted too.
     ('procjobs_producer', v_cron),
     ('procjobs_worker', v_cron),
@@ -97,7 +105,7 @@ begin
 
   for v_role, v_names in values
     ('procjobs_producer', '{tasks}'),
-    ('procjobs_reader', '{jobs, dead_letters, attempts, actions, queues, workers, tasks}'),
+    ('procjobs_reader', '{limit_use, task_policies, bulk_log, jobs, batches, dead_letters, dead_letter_groups, retention, retention_passes, attempts, actions, queues, workers, tasks}'),
     ('procjobs_admin', '{notification_jobs, notification_delivery_logs}')
   loop
     continue when to_regrole(v_role) is null;

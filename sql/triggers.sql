@@ -67,6 +67,15 @@ create trigger pj_after_abort_request
 comment on trigger pj_after_abort_request on public.procrastinate_jobs is
   'Hints to the worker that somebody asked to stop the job it runs.';
 
+drop trigger if exists pj_after_release on public.procrastinate_jobs;
+create trigger pj_after_release
+  after update of status on public.procrastinate_jobs
+  for each row
+  when (old.status = 'doing' and new.status <> 'doing' and old.pj_limits is not null)
+  execute function procjobs.release_job();
+comment on trigger pj_after_release on public.procrastinate_jobs is
+  'A limited job that stops running lets the next one go; one that is deleted does so in pj_after_delete.';
+
 drop trigger if exists pj_after_delete on public.procrastinate_jobs;
 create trigger pj_after_delete
   after delete on public.procrastinate_jobs
@@ -75,3 +84,41 @@ create trigger pj_after_delete
   execute function procjobs.forget_jobs();
 comment on trigger pj_after_delete on public.procrastinate_jobs is
   'Once a statement what upstream''s foreign keys and trigger did once a row.';
+
+-- Batches (functions/batches.sql). Jobs without one are passed over in WHEN or in one scan of the deleted rows.
+
+drop trigger if exists pj_after_delete_batch on public.procrastinate_jobs;
+create trigger pj_after_delete_batch
+  after delete on public.procrastinate_jobs
+  referencing old table as deleted
+  for each statement
+  execute function procjobs.count_left();
+comment on trigger pj_after_delete_batch on public.procrastinate_jobs is
+  'Counts jobs of batches that left, once a statement.';
+
+drop trigger if exists pj_after_end_batch on public.procrastinate_jobs;
+create trigger pj_after_end_batch
+  after update of status on public.procrastinate_jobs
+  for each row
+  when (new.pj_batch is not null and (old.status in ('todo', 'doing')) <> (new.status in ('todo', 'doing')))
+  execute function procjobs.count_ended();
+comment on trigger pj_after_end_batch on public.procrastinate_jobs is
+  'Counts jobs of batches that end and stay, or wait again.';
+
+drop trigger if exists pj_after_archive on procjobs.job_history;
+create trigger pj_after_archive
+  after insert on procjobs.job_history
+  for each row
+  when (new.batch is not null and new.worker_id is not null and new.status in ('cancelled', 'aborted'))
+  execute function procjobs.count_archived();
+comment on trigger pj_after_archive on procjobs.job_history is
+  'Runs of batches that were stopped or discarded.';
+
+drop trigger if exists pj_judge_batches on procjobs.batch_ends;
+create constraint trigger pj_judge_batches
+  after insert on procjobs.batch_ends
+  deferrable initially deferred
+  for each row
+  execute function procjobs.judge_batches();
+comment on trigger pj_judge_batches on procjobs.batch_ends is
+  'At the commit of who ended jobs of a batch: is the batch over?';

@@ -94,6 +94,9 @@ SLOW = (
     "test_packaging",
     "test_services",
     "test_up",
+    "test_cli_",
+    "test_doctor_inside",
+    "test_pgbouncer",
 )
 
 

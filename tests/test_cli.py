@@ -156,7 +156,7 @@ def test_completion_completes_commands_and_options() -> None:
         return {line.partition(",")[2] for line in said.stdout.splitlines()}
 
     assert {"jobs"} == complete("procjobs", "jo")
-    assert {"list", "show", "cancel", "retry"} == complete("procjobs", "jobs", "")
+    assert {"list", "show", "edit", "cancel", "retry", "discard"} == complete("procjobs", "jobs", "")
     assert "doing" in complete("procjobs", "jobs", "list", "--status", "")
 
 
@@ -452,3 +452,92 @@ def test_every_command_and_every_option_of_defer_and_jobs_is_documented() -> Non
             for word in option.opts:
                 if word.startswith("--") and word not in {"--data", "--json", "--log-level", "--log-format"}:
                     assert word in page, (group, word)
+
+
+# Tasks, editing, many jobs
+
+
+def test_a_task_is_set_listed_and_reset(shell: Shell, sql: Any) -> None:
+    assert (
+        shell("tasks", "set", "greet", "--queue", "vip", "--timeout", "5m", "--no-backoff-jitter") == "greet is set\n"
+    )
+    assert shell("tasks", "set", "greet", "--queue", "vip") == "greet was set so already\n"
+    (found,) = (task for task in shell.json("tasks", "list") if task["task"] == "greet")
+    assert (found["queue"], found["timeout"], found["backoff_jitter"]) == ("vip", 300.0, False)
+    assert "vip" in shell("tasks")
+    assert shell("tasks", "reset", "greet") == "greet is as its code says\n"
+    assert shell("tasks", "reset", "greet") == "nothing was set for greet\n"
+    assert "say what to set" in shell.complains("tasks", "set", "greet", code=2)
+    assert "not a length of time" in shell.complains("tasks", "set", "greet", "--timeout", "soon", code=2)
+    assert "greet" in shell.complains("tasks", "set", "gret", "--priority", 1)
+
+
+def test_a_task_is_paused_and_resumed(shell: Shell) -> None:
+    assert shell("tasks", "pause", "greet", "--reason", "holiday") == "greet is paused\n"
+    assert "already" in shell("tasks", "pause", "greet")
+    assert "holiday" in [task["pause_reason"] for task in shell.json("tasks", "list")]
+    assert shell("tasks", "resume", "greet") == "greet goes on\n"
+    assert shell("tasks", "resume", "greet") == "greet was not paused\n"
+
+
+def test_a_waiting_job_is_edited(shell: Shell, sql: Any) -> None:
+    job = shell("defer", "greet", '{"name": "Ada"}').strip()
+    assert (
+        shell("jobs", "edit", job, "--args", '{"name": "Bob"}', "--priority", 3, "--tag", "x")
+        == f"job {job} is changed\n"
+    )
+    assert sql("select args, priority, tags from procjobs.jobs") == [({"name": "Bob"}, 3, ["x"])]
+    assert shell("jobs", "edit", job, "--priority", 3) == f"job {job} was so already\n"
+    assert "say what to change" in shell.complains("jobs", "edit", job, code=2)
+    assert "do not fit" in shell.complains("jobs", "edit", job, "--args", "{}")
+    shell("jobs", "edit", job, "--at", "2040-01-01T00:00Z")
+    assert sql.one("select state from procjobs.jobs") == "scheduled"
+    shell("jobs", "edit", job, "--at", "now")
+    assert sql.one("select state from procjobs.jobs") == "waiting"
+
+
+def many(shell: Shell, count: int = 3) -> None:
+    for _ in range(count):
+        shell("defer", "greet", '{"name": "Ada"}')
+
+
+def test_many_are_counted_asked_about_and_cancelled(shell: Shell, sql: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    many(shell)
+    assert shell("jobs", "cancel", "--task", "greet", "--dry-run").startswith("3 jobs chosen: ")
+    monkeypatch.setattr(click, "confirm", lambda *_, **__: (_ for _ in ()).throw(click.Abort()))
+    shell("jobs", "cancel", "--task", "greet", code=130)
+    assert sql.one("select count(*) from procjobs.jobs where state = 'waiting'") == 3
+    assert "3 jobs chosen" in shell.error
+    monkeypatch.setattr("procjobs.cli.bulk._BATCH", 2)
+    assert shell("jobs", "cancel", "--task", "greet", "--yes", "--reason", "twice") == "3 jobs: done\n"
+    assert sql("select distinct state, note from procjobs.jobs") == [("cancelled", "twice")]
+    assert [row[0] for row in sql("select jobs from procjobs.bulk_log order by id")] == [2, 1]
+    assert shell("jobs", "cancel", "--task", "greet", "--yes") == "0 jobs chosen\n"
+
+
+def test_many_are_retried_and_discarded(shell: Shell, sql: Any) -> None:
+    many(shell)
+    shell("jobs", "cancel", "--state", "waiting", "--yes")
+    assert shell.json("jobs", "retry", "--state", "cancelled", "--yes") == {"jobs": 3}
+    assert shell("jobs", "discard", "--queue", "hellos", "--created-after", "2020-01-01", "--yes") == "3 jobs: done\n"
+    assert sql.one("select count(*) from procrastinate_jobs") == 0
+
+
+def test_one_or_many_not_both_and_not_none(shell: Shell) -> None:
+    assert "name a job by its ID" in shell.complains("jobs", "cancel", "--yes", code=2)
+    assert "not both" in shell.complains("jobs", "cancel", 1, "--queue", "x", code=2)
+    assert "not both" in shell.complains("jobs", "retry", 1, "--dry-run", code=2)
+
+
+def test_show_tells_progress_and_result(shell: Shell, sql: Any) -> None:
+    job = shell("defer", "greet", '{"name": "Ada"}').strip()
+    worker = sql.one("select procjobs.register_worker('ann', 'host', 7, '1', null, array['greet'], 1, '10 s', '30 s')")
+    lease = sql.one("select lease from procjobs.claim_jobs(%s, null, 1)", worker)
+    sql("select procjobs.report_progress(%s, %s, 40, 'half way')", job, lease)
+    said = shell("jobs", "show", job)
+    assert "40 %" in said and "half way" in said
+    sql(
+        "select procjobs.finish_jobs(%s, array[%s]::bigint[], array[%s], 'archive', array['[1]']::jsonb[])",
+        worker, job, lease,
+    )  # fmt: skip
+    assert "result" in shell("jobs", "show", job)

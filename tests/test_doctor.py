@@ -36,8 +36,10 @@ async def test_where_all_is_well_nothing_is_wrong(dsn: str, sql: Any, tmp_path: 
     findings = await examine(Settings(smtp_host=host, smtp_port=port), dsn)
     await catcher.stop()
 
-    assert [found for found in findings if found.verdict != "ok"] == []
-    assert {found.subject for found in findings} == {"server", "schema", "clock", "host", "workers", "queues", "mail"}
+    # The server of the tests runs without autovacuum.
+    assert [found.subject for found in findings if found.verdict != "ok"] == ["autovacuum"]
+    looked = {"server", "schema", "clock", "host", "workers", "queues", "claim", "wake-up", "mail"}
+    assert {found.subject for found in findings if found.verdict == "ok"} == looked
 
 
 async def test_a_server_that_does_not_answer(dsn: str) -> None:
@@ -58,10 +60,10 @@ async def test_a_database_that_was_not_migrated(empty_dsn: str) -> None:
 async def test_a_login_role_named_like_our_schema_is_warned_of(dsn: str, sql: Any) -> None:
     sql("create role procjobs superuser login")
     try:
-        (said,) = about(await examine(Settings(), with_user(dsn, "procjobs")), "server", "warning")
+        (said,) = about(await examine(Settings(), with_user(dsn, "procjobs")), "login role", "warning")
         assert "$user" in said and "alter role procjobs set search_path" in said
         sql("alter role procjobs set search_path = public")
-        assert about(await examine(Settings(), with_user(dsn, "procjobs")), "server", "warning") == []
+        assert about(await examine(Settings(), with_user(dsn, "procjobs")), "login role", "warning") == []
     finally:
         sql("drop role procjobs")
 
@@ -77,9 +79,14 @@ async def test_a_paused_queue_and_one_that_waits_long(dsn: str, sql: Any) -> Non
     sql("update public.procrastinate_jobs set pj_created_at = now() - interval '1 hour'")
     sql("select procjobs.pause_queue('shut')")
 
-    first, second = sorted(about(await examine(Settings(), dsn), "queues", "warning"))
-    assert "shut is paused" in first and "procjobs queues resume shut" in first
-    assert "slow waits for 60 min" in second
+    sql("update procjobs.queue_settings set paused_at = now() - interval '2 days'")
+
+    findings = await examine(Settings(), dsn)
+    paused, waits = about(findings, "queues", "warning")
+    waits, paused = sorted((paused, waits), key=lambda said: "paused" in said)
+    assert "queue shut is paused" in paused and "resume_queue('shut')" in paused and "slow waits for" in waits
+    (counted,) = about(findings, "queues", "ok")
+    assert "1 jobs waiting, paused: shut" in counted
 
 
 async def test_what_host_sql_does_not_bind_is_named_with_what_needs_it(empty_dsn: str, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import click
 
 from procjobs import __version__
-from procjobs.cli import jobs, mail, queues, services, setup, tools
+from procjobs.cli import dead, jobs, limits, mail, queues, retention, services, setup, tasks, tools
 
 __all__ = ["cli", "main"]
 
@@ -23,7 +23,21 @@ class Sections(click.Group):
     sections: tuple[tuple[str, tuple[click.Command, ...]], ...] = (
         ("Run", (services.up, services.worker, services.scheduler, services.web)),
         ("Set up", (setup.init, setup.migrate, setup.check, tools.doctor)),
-        ("Jobs", (jobs.defer, jobs.jobs, queues.queues, queues.workers, mail.mail)),
+        (
+            "Jobs",
+            (
+                jobs.defer,
+                jobs.jobs,
+                queues.queues,
+                tasks.tasks,
+                queues.workers,
+                limits.limits,
+                limits.batches,
+                dead.dead,
+                retention.retention,
+                mail.mail,
+            ),
+        ),
         ("Tools", (tools.psql, tools.bench, tools.completion)),
     )
 

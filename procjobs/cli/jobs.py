@@ -1,22 +1,22 @@
-"""defer and jobs: enqueue a job, find jobs, say all about one, cancel and retry."""
+"""defer and jobs: enqueue a job, find jobs, say all about one, edit, cancel, retry and discard."""
 
 from __future__ import annotations
 
 import json
-import sys
-from datetime import datetime
 from typing import Any
 
 import click
 
+from procjobs.cli.bulk import act_on_many, filter_options
 from procjobs.cli.database import call, database_options
 from procjobs.cli.output import Column, json_option, moment, print_facts, print_json, print_table, text, when
+from procjobs.cli.values import JsonObject, Moment, Span
 from procjobs.logs import one_line
 
 __all__ = ["defer", "jobs"]
 
 _STATUSES = ("todo", "doing", "succeeded", "failed", "cancelled", "aborted")
-_STATES = ("waiting", "scheduled", "blocked", "parked", "limited", "running")
+_STATES = ("waiting", "scheduled", "blocked", "parked", "limited", "paused", "running")
 _JOBS: tuple[Column, ...] = (
     ("id", "id", text),
     ("task", "task", text),
@@ -49,39 +49,14 @@ _REPORT: tuple[Column, ...] = (
     ("started", "started_at", moment),
     ("finished", "finished_at", moment),
     ("worker", "worker", text),
+    ("timeout", "timeout", text),
+    ("progress", "progress", lambda value: "" if value is None else f"{value:g} %"),
+    ("says", "progress_message", text),
+    ("result", "result", lambda value: "" if value is None else json.dumps(value, ensure_ascii=False)),
     ("note", "note", text),
     ("error", "error", text),
 )
 _TIMELINE: tuple[Column, ...] = (("at", "at", moment), ("event", "event", text), ("detail", "detail", text))
-
-
-class JsonObject(click.ParamType[str]):
-    """A JSON object, passed on letter by letter: no number is rounded on its way to PostgreSQL."""
-
-    name = "json"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        source = sys.stdin.read() if value == "-" else str(value)
-        try:
-            found = json.loads(source, parse_int=str, parse_float=str)
-        except (ValueError, RecursionError) as error:
-            self.fail(f"the arguments are not JSON: {error}", param, ctx)
-        if not isinstance(found, dict):
-            self.fail("the arguments must be a JSON object, e.g. '{\"user_id\": 1}'", param, ctx)
-        return source
-
-
-class Moment(click.ParamType[datetime]):
-    """A time in ISO 8601; without a zone it is this machine's."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        try:
-            found = value if isinstance(value, datetime) else datetime.fromisoformat(value)
-        except ValueError:
-            self.fail(f"{value!r} is not a time such as 2030-01-31T09:00 or 2030-01-31T09:00+01:00", param, ctx)
-        return found.astimezone()
 
 
 @click.command(short_help="Enqueue a job.")
@@ -136,7 +111,7 @@ def _listing(command: Any) -> Any:
 @_listing
 @click.pass_context
 def jobs(context: click.Context, /, **options: Any) -> None:
-    """List jobs; show, cancel and retry one."""
+    """List jobs; show, edit, cancel, retry and discard them."""
     if context.invoked_subcommand is None:
         _list(**options)
 
@@ -189,7 +164,7 @@ def show(job_id: int, as_json: bool, dsn: str | None, data: str | None) -> None:
     if as_json:
         print_json(report)
         return
-    print_facts((title, show(report[key])) for title, key, show in _REPORT)
+    print_facts((title, show(report.get(key))) for title, key, show in _REPORT)
     click.echo("")
     print_table(report["timeline"], _TIMELINE, empty="Nothing has happened to it.")
     for attempt in report["runs"]:
@@ -200,11 +175,24 @@ def show(job_id: int, as_json: bool, dsn: str | None, data: str | None) -> None:
 
 
 @jobs.command()
-@click.argument("job_id", metavar="ID", type=int)
+@click.argument("job_id", metavar="[ID]", type=int, required=False)
 @click.option("--reason", help="Kept with the job.")
+@filter_options
+@json_option
 @database_options
-def cancel(job_id: int, reason: str | None, dsn: str | None, data: str | None) -> None:
-    """Cancel job ID: at once if it waits; a running one is asked to stop."""
+def cancel(
+    job_id: int | None, reason: str | None, as_json: bool, dsn: str | None, data: str | None, **chosen: Any
+) -> None:
+    """Cancel job ID, or many: at once what waits; what runs is asked to stop.
+
+    \b
+    procjobs jobs cancel 42
+    procjobs jobs cancel --queue mail --state waiting --reason "sent twice"
+    """
+    if job_id is None:
+        act_on_many(dsn, data, "cancel_jobs", "cancel", reason=reason, as_json=as_json, **chosen)
+        return
+    _refuse_filter(chosen)
     (row,) = call(dsn, data, "cancel", job_id=job_id, reason=reason)
     click.echo(
         {
@@ -216,9 +204,59 @@ def cancel(job_id: int, reason: str | None, dsn: str | None, data: str | None) -
 
 
 @jobs.command()
-@click.argument("job_id", metavar="ID", type=int)
+@click.argument("job_id", metavar="[ID]", type=int, required=False)
+@filter_options
+@json_option
 @database_options
-def retry(job_id: int, dsn: str | None, data: str | None) -> None:
-    """Run job ID again, now and with fresh attempts: a dead letter, a finished one, or one that waits for its retry."""
+def retry(job_id: int | None, as_json: bool, dsn: str | None, data: str | None, **chosen: Any) -> None:
+    """Run job ID again, now and with fresh attempts: a dead letter, a finished one, or one that waits for its retry.
+
+    Many are dead letters, unless --state says otherwise:
+
+    \b
+    procjobs jobs retry --error TimeoutError
+    """
+    if job_id is None:
+        act_on_many(dsn, data, "retry_jobs", "retry", as_json=as_json, **chosen)
+        return
+    _refuse_filter(chosen)
     (row,) = call(dsn, data, "retry", job_id=job_id)
     click.echo(f"job {job_id} is due now" if row["retry"] else f"job {job_id} was due already")
+
+
+@jobs.command()
+@click.option("--reason", help="Kept with the jobs.")
+@filter_options
+@json_option
+@database_options
+def discard(reason: str | None, as_json: bool, dsn: str | None, data: str | None, **chosen: Any) -> None:
+    """Move dead letters and waiting jobs to the history: nobody needs to look at them any more."""
+    act_on_many(dsn, data, "discard_jobs", "discard", reason=reason, as_json=as_json, **chosen)
+
+
+def _refuse_filter(chosen: dict[str, Any]) -> None:
+    if any(value is not None for name, value in chosen.items() if name not in ("dry_run", "yes")) or chosen["dry_run"]:
+        raise click.UsageError("either a job by its ID, or many by options, not both")
+
+
+@jobs.command()
+@click.argument("job_id", metavar="ID", type=int)
+@click.option("--args", type=JsonObject(), metavar="JSON", help="All arguments, in place of those it has; '-': stdin.")
+@click.option("--queue", help="Queue.")
+@click.option("--priority", type=int, help="Higher runs first.")
+@click.option("--at", "scheduled_at", type=Moment(), metavar="TIME", help="Not before this time; 'now' makes it due.")
+@click.option("--lock", help="At most one job with this lock runs at a time; '' takes it away.")
+@click.option("--queueing-lock", help="At most one job with this one waits; '' takes it away.")
+@click.option("--max-attempts", type=click.IntRange(1), help="Runs in all.")
+@click.option("--timeout", type=Span(), metavar="SPAN", help="How long one run may take, e.g. 90s, 5m, 2h.")
+@click.option("--tag", "tags", multiple=True, help="Tags in place of those it has; may be repeated.")
+@database_options
+def edit(job_id: int, dsn: str | None, data: str | None, tags: tuple[str, ...], **options: Any) -> None:
+    """Change job ID while it waits; what was and what is are kept in procjobs.actions."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if tags:
+        given["tags"] = list(tags)
+    if not given:
+        raise click.UsageError("say what to change: --args, --queue, --priority, --at, ...")
+    (row,) = call(dsn, data, "edit_job", job_id=job_id, **given)
+    click.echo(f"job {job_id} is changed" if row["edit_job"] else f"job {job_id} was so already")

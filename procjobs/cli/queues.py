@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import click
 
 from procjobs.cli.database import call, database_options
 from procjobs.cli.output import Column, age, json_option, print_json, print_table, text, when
+from procjobs.cli.values import Span
 
 __all__ = ["queues", "workers"]
 
@@ -42,7 +45,7 @@ _WORKERS: tuple[Column, ...] = (
 @database_options
 @click.pass_context
 def queues(context: click.Context, /, dsn: str | None, data: str | None, as_json: bool) -> None:
-    """List queues; pause and resume one."""
+    """List queues; pause, resume and set one."""
     if context.invoked_subcommand is None:
         _list_queues(dsn, data, as_json)
 
@@ -80,6 +83,20 @@ def resume(queue: str, dsn: str | None, data: str | None) -> None:
     """Let workers claim from QUEUE again."""
     (row,) = call(dsn, data, "resume_queue", queue=queue)
     click.echo(f"{queue} goes on" if row["resume_queue"] else f"{queue} was not paused")
+
+
+@queues.command("set")
+@click.argument("queue")
+@click.option("--fair", is_flag=True, help="Tenants take turns.")
+@click.option(
+    "--ageing", type=Span(), metavar="SPAN", help="A waiting job gains a point of priority each time, e.g. 10m."
+)
+@database_options
+def set_(queue: str, fair: bool, ageing: timedelta | None, dsn: str | None, data: str | None) -> None:
+    """Choose whose turn it is in QUEUE; with neither option by priority and age."""
+    call(dsn, data, "set_queue", queue=queue, fair=fair, ageing=ageing)
+    rule = "tenants take turns" if fair else f"priority rises every {ageing}" if ageing else "by priority and age"
+    click.echo(f"{queue}: {rule}")
 
 
 @click.command(short_help="List workers.")

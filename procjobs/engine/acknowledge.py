@@ -23,6 +23,8 @@ __all__ = ["Acknowledger"]
 logger = logging.getLogger("procjobs.worker")
 
 _FINISH = "select * from procjobs.finish_jobs(%s, %s::bigint[], %s::int[], %s)"
+#: The same with what the tasks returned; only when one did.
+_FINISH_WITH = "select * from procjobs.finish_jobs(%s, %s::bigint[], %s::int[], %s, %s::jsonb[], %s::text[])"
 _SETTLE = "select id, result from procjobs.settle_jobs(%s, %s::jsonb)"
 #: Somebody's open transaction holds a row for longer than the lock_timeout of finish_jobs and settle_jobs.
 _ROW_HELD = "55P03"
@@ -31,6 +33,8 @@ _PARTITION_ATTACHED = "23514"
 #: Data exceptions, broken constraints, exceeded limits, our own refusals: the same call never succeeds.
 _UNACCEPTABLE = ("22", "23", "54", "PJ")
 _LARGEST_BATCH = 1000
+#: Characters of results in one call.
+_MOST_RESULTS = 8 * 1024 * 1024
 
 Settlement = tuple[Claimed, dict[str, Any]]
 
@@ -95,16 +99,20 @@ class Acknowledger:
     async def _send_finished(self, jobs: list[Claimed]) -> None:
         if not jobs:
             return
-        parameters = (self.worker_id, [job.id for job in jobs], [job.lease for job in jobs], self._finished_jobs)
+        query, parameters = self._finish_call(jobs)
+        if len(jobs) > 1 and _weight(jobs) > _MOST_RESULTS:
+            await self._send_halves(jobs)
+            return
         failpoint("before_finish")
         try:
-            rows, repeated = await self._persist(_FINISH, parameters)
+            rows, repeated = await self._persist(query, parameters)
         except DatabaseError as error:
             # One job that cannot be ended must not keep the others from ending.
             if len(jobs) > 1:
-                half = len(jobs) // 2
-                await self._send_finished(jobs[:half])
-                await self._send_finished(jobs[half:])
+                await self._send_halves(jobs)
+            elif jobs[0].result is not None and (error.sqlstate or "").startswith(_UNACCEPTABLE):
+                jobs[0].result, jobs[0].note = None, "its result was not kept: PostgreSQL cannot store it"
+                await self._send_finished(jobs)
             elif error.sqlstate == _ROW_HELD:
                 self._again_later(error, self.finished, jobs[0])
             else:
@@ -115,6 +123,17 @@ class Acknowledger:
             ended = {row[0] for row in rows}
             self._report_stale([job for job in jobs if job.id not in ended])
         self._on_durable(jobs)
+
+    def _finish_call(self, jobs: list[Claimed]) -> tuple[Any, tuple[Any, ...]]:
+        parameters = (self.worker_id, [job.id for job in jobs], [job.lease for job in jobs], self._finished_jobs)
+        if any(job.result is not None or job.note is not None for job in jobs):
+            return _FINISH_WITH, (*parameters, [job.result for job in jobs], [job.note for job in jobs])
+        return _FINISH, parameters
+
+    async def _send_halves(self, jobs: list[Claimed]) -> None:
+        half = len(jobs) // 2
+        await self._send_finished(jobs[:half])
+        await self._send_finished(jobs[half:])
 
     async def _send_settled(self, settled: list[Settlement]) -> None:
         void = [job for job, _ in settled if job.fenced]
@@ -187,6 +206,10 @@ class Acknowledger:
                 job.task_name,
                 extra={"action": "stale_result", "job_id": job.id, "task": job.task_name},
             )
+
+
+def _weight(jobs: list[Claimed]) -> int:
+    return sum(len(job.result) for job in jobs if job.result is not None)
 
 
 _UNRECORDABLE = "AcknowledgementFailed"

@@ -29,8 +29,7 @@ _LARGEST = 10**MAX_DIGITS
 Dumps = Callable[[Any], str | bytes]
 
 
-def _strict_dumps(value: Any) -> str:
-    return json.dumps(value, allow_nan=False)
+_strict_dumps = json.JSONEncoder(allow_nan=False).encode
 
 
 def encode(task_name: str, arguments: JSONDict, dumps: Dumps | None = None) -> str:

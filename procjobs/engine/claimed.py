@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import datetime
+from enum import Enum
 from typing import Any
 
 from procrastinate.job_context import AbortReason
 from procrastinate.jobs import Job, Status
 
-__all__ = ["CLAIM", "Claimed"]
+__all__ = ["CLAIM", "Claimed", "Expiry"]
 
 #: The columns in the order of `Claimed`'s fields.
 CLAIM = (
     "select id, lease, task_name, args, lock, attempts, queue_name, priority, queueing_lock, scheduled_at, "
-    "max_attempts from procjobs.claim_jobs(%s, %s, %s)"
+    "max_attempts, timeout_seconds from procjobs.claim_jobs(%s, %s, %s)"
 )
+
+
+class Expiry(Enum):
+    """Beside Procrastinate's reasons to abort a job: what `context.abort_reason()` gives when its time is over."""
+
+    TIMEOUT = "timeout"
 
 
 class Claimed:
@@ -31,14 +38,17 @@ class Claimed:
         "lease",
         "lock",
         "max_attempts",
+        "note",
         "priority",
         "queue",
         "queueing_lock",
         "reason",
+        "result",
         "scheduled_at",
         "since",
         "task",
         "task_name",
+        "timeout",
     )
 
     def __init__(self, row: Sequence[Any], since: float) -> None:
@@ -53,6 +63,7 @@ class Claimed:
         self.queueing_lock: str | None
         self.scheduled_at: datetime | None
         self.max_attempts: int | None
+        self.timeout: float | None
         (
             self.id,
             self.lease,
@@ -65,6 +76,7 @@ class Claimed:
             self.queueing_lock,
             self.scheduled_at,
             self.max_attempts,
+            self.timeout,
         ) = row
         #: When it was claimed, then when it was started (monotonic seconds).
         self.since = since
@@ -73,9 +85,12 @@ class Claimed:
         #: Whether that task took its first step: before it, cancelling would lose the job.
         self.entered = False
         #: Why it should stop, if it should.
-        self.reason: AbortReason | None = None
+        self.reason: AbortReason | Expiry | None = None
         #: The lease was lost: whatever comes of this run is void.
         self.fenced = False
+        #: What the task returned, as JSON text, and what is to be said of a run that succeeded.
+        self.result: str | None = None
+        self.note: str | None = None
 
     def as_job(self, arguments: dict[str, Any], worker_id: int | None) -> Job:
         """Procrastinate's form of it, for contexts, middleware and retry strategies."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from procrastinate import exceptions, jobs
@@ -11,11 +13,15 @@ from procrastinate.connector import BaseConnector
 from procrastinate.manager import JobManager
 from procrastinate.tasks import Task
 from procrastinate.testing import InMemoryConnector
+from procrastinate.types import JSONDict
 
 from procjobs.db import call_query
 from procjobs.engine.arguments import Signature, encode
+from procjobs.engine.connector import quicken
+from procjobs.engine.unique import OPTIONS, JobId, job_options, seconds
+from procjobs.errors import translate
 
-__all__ = ["DeferredTask", "Deferrer", "Enqueuer", "adopt", "quietly"]
+__all__ = ["DeferredTask", "Deferrer", "Enqueuer", "adopt", "own_options", "quietly"]
 
 logger = logging.getLogger("procjobs.enqueue")
 
@@ -24,6 +30,10 @@ Args = ParamSpec("Args")
 R = TypeVar("R")
 
 _ENQUEUE = (
+    "select ids, duplicates from procjobs.enqueue(%(task)s, %(queue)s, %(priority)s::int, %(lock)s, "
+    "%(queueing_lock)s, %(scheduled_at)s::timestamptz, %(args)s, %(options)s::jsonb)"
+)
+_ENQUEUE_MIXED = (
     "select enqueue_jobs as id from procjobs.enqueue_jobs(%(tasks)s::text[], %(queues)s::text[], "
     "%(priorities)s::int[], %(locks)s::text[], %(queueing_locks)s::text[], %(args)s::text[], "
     "%(scheduled_at)s::timestamptz[])"
@@ -41,6 +51,7 @@ class Enqueuer(JobManager):
 
     def __init__(self, connector: BaseConnector, tasks: Mapping[str, Task[Any, Any, Any]]) -> None:
         super().__init__(connector)
+        quicken(connector)
         self._tasks = tasks
         self._signatures: dict[str, tuple[Task[Any, Any, Any], Signature]] = {}
 
@@ -58,18 +69,109 @@ class Enqueuer(JobManager):
 
     def checked_arguments(self, job: jobs.Job) -> str:
         """A job's arguments as JSON text. Raises InvalidArguments and its kinds."""
+        return self._encoded(job.task_name, [job.task_kwargs])[0]
+
+    def _encoded(self, name: str, arguments: Sequence[JSONDict]) -> list[str]:
         dumps = getattr(self.connector, "_json_dumps", None) or self.connector.json_dumps
-        text = encode(job.task_name, job.task_kwargs, dumps)
-        task = self._tasks.get(job.task_name)
+        texts = [encode(name, given, dumps) for given in arguments]
+        task = self._tasks.get(name)
         if task is not None:
-            self.signature(task).check(text)
-        return text
+            check = self.signature(task).check
+            for text in texts:
+                check(text)
+        return texts
+
+    async def enqueue_async(
+        self, job: jobs.Job, arguments: Sequence[JSONDict], options: JSONDict | None, connection: Any | None
+    ) -> list[JobId]:
+        """Enqueue jobs like `job`, one for each of `arguments`, in one round trip. Their ids, in order."""
+        if not arguments:
+            return []
+        query = self._enqueue_query(job, arguments, options)
+        try:
+            if connection is not None:
+                row = await self.connector.execute_query_one_async_with_connection(connection, _ENQUEUE, **query)
+            else:
+                row = await self.connector.execute_query_one_async(_ENQUEUE, **query)
+        except exceptions.ConnectorException as error:
+            raise self._refusal(error, job) from error
+        return _job_ids(row)
+
+    def enqueue(
+        self, job: jobs.Job, arguments: Sequence[JSONDict], options: JSONDict | None, connection: Any | None
+    ) -> list[JobId]:
+        """Sync version of `enqueue_async`."""
+        if not arguments:
+            return []
+        query = self._enqueue_query(job, arguments, options)
+        connector = self.connector.get_sync_connector()
+        try:
+            if connection is not None:
+                row = connector.execute_query_one_with_connection(connection, _ENQUEUE, **query)
+            else:
+                row = connector.execute_query_one(_ENQUEUE, **query)
+        except exceptions.ConnectorException as error:
+            raise self._refusal(error, job) from error
+        return _job_ids(row)
+
+    async def call(self, function: str, **arguments: Any) -> dict[str, Any]:
+        """The row of one of our SQL functions, through the app's connector. Raises what it refuses with."""
+        try:
+            row = await self.connector.execute_query_one_async(call_query(function, list(arguments)), **arguments)
+        except exceptions.ConnectorException as error:
+            raise self._refusal(error, None) from error
+        found: dict[str, Any] = row
+        return found
+
+    async def enqueue_by_key(
+        self, function: str, task: Task[Any, Any, Any], key: str, spans: Mapping[str, float | timedelta | None],
+        arguments: JSONDict, options: Mapping[str, Any],
+    ) -> JobId:  # fmt: skip
+        """`debounce` or `throttle` a job of the task."""
+        (text,) = self._encoded(task.name, [arguments])
+        row = await self.call(
+            function,
+            task=task.name,
+            key=key,
+            args=text,
+            **{name: timedelta(seconds=seconds(span)) for name, span in spans.items() if span is not None},
+            **{name: value for name, value in options.items() if value is not None},
+        )
+        return JobId(row[function])
+
+    def _enqueue_query(self, job: jobs.Job, arguments: Sequence[JSONDict], options: JSONDict | None) -> dict[str, Any]:
+        return {
+            "task": job.task_name,
+            "queue": job.queue,
+            "priority": job.priority,
+            "lock": job.lock,
+            "queueing_lock": job.queueing_lock,
+            "scheduled_at": job.scheduled_at,
+            "args": f"[{','.join(self._encoded(job.task_name, arguments))}]",
+            "options": json.dumps(options) if options else None,
+        }
+
+    def _refusal(self, error: exceptions.ConnectorException, job: jobs.Job | None) -> Exception:
+        """What to raise for an error of the connector: upstream's for a queueing lock, ours for our SQL's codes."""
+        if isinstance(error, exceptions.UniqueViolation):
+            try:
+                self._raise_already_enqueued(exc=error, queueing_lock=error.queueing_lock)
+            except exceptions.ConnectorException as raised:
+                return raised
+        cause: Any = error.__cause__
+        state = getattr(cause, "sqlstate", None) or ""
+        if state == "PJ006" and job is not None:
+            return exceptions.AlreadyEnqueued(
+                "Job cannot be enqueued: there is already a job in the queue "
+                f"with the queueing lock {job.queueing_lock}"
+            )
+        return translate(cause) if state.startswith("PJ") else error
 
     def _defer_jobs_query_kwargs(self, jobs: list[jobs.Job]) -> dict[str, Any]:
         if self.in_memory:
             return super()._defer_jobs_query_kwargs(jobs)
         return {
-            "query": _ENQUEUE,
+            "query": _ENQUEUE_MIXED,
             "tasks": [job.task_name for job in jobs],
             "queues": [job.queue for job in jobs],
             "priorities": [job.priority for job in jobs],
@@ -150,37 +252,102 @@ class Enqueuer(JobManager):
         return None
 
 
+def _job_ids(row: Mapping[str, Any]) -> list[JobId]:
+    ids = [JobId(found) for found in row["ids"]]
+    for ordinal in row["duplicates"] or ():
+        ids[ordinal - 1].duplicate = True
+    return ids
+
+
 class Deferrer(jobs.JobDeferrer):
-    """Procrastinate's JobDeferrer without the arguments in its log records, and without the cost of preparing them."""
+    """Procrastinate's JobDeferrer in one round trip, with our options, and without the arguments in its log records.
+
+    It returns ints that also tell whether the job was there already: `(await deferrer.defer_async()).duplicate`.
+    """
+
+    options: JSONDict | None = None
+
+    async def defer_async(self, **task_kwargs: Any) -> JobId:
+        """Defer one job; its id."""
+        (job_id,) = await self.batch_defer_async(task_kwargs)
+        return job_id
+
+    def defer(self, **task_kwargs: Any) -> JobId:
+        """Sync version of `defer_async`."""
+        (job_id,) = self.batch_defer(task_kwargs)
+        return job_id
+
+    async def batch_defer_async(self, *task_kwargs: JSONDict) -> list[JobId]:  # type: ignore[override]
+        """Defer many jobs; their ids, in order."""
+        manager = self.job_manager
+        if not isinstance(manager, Enqueuer) or manager.in_memory:
+            return [JobId(job_id) for job_id in await super().batch_defer_async(*task_kwargs)]
+        ids = await manager.enqueue_async(self.job, self._all(task_kwargs), self.options, self.connection)
+        self._log_deferred(ids)
+        return ids
+
+    def batch_defer(self, *task_kwargs: JSONDict) -> list[JobId]:  # type: ignore[override]
+        """Sync version of `batch_defer_async`."""
+        manager = self.job_manager
+        if not isinstance(manager, Enqueuer) or manager.in_memory:
+            return [JobId(job_id) for job_id in super().batch_defer(*task_kwargs)]
+        ids = manager.enqueue(self.job, self._all(task_kwargs), self.options, self.connection)
+        self._log_deferred(ids)
+        return ids
+
+    def _all(self, task_kwargs: Sequence[JSONDict]) -> Sequence[JSONDict]:
+        common = self.job.task_kwargs
+        return [{**common, **given} for given in task_kwargs] if common else task_kwargs
 
     def _log_before_defer_jobs(self, jobs: list[jobs.Job]) -> None:
         """Nothing has happened yet."""
 
     def _log_after_defer_jobs(self, jobs: list[jobs.Job]) -> None:
+        self._log_deferred([job.id or 0 for job in jobs])
+
+    def _log_deferred(self, ids: Sequence[int]) -> None:
         if logger.isEnabledFor(logging.INFO):
             logger.info(
                 "deferred %d %s of %s",
-                len(jobs),
-                "job" if len(jobs) == 1 else "jobs",
+                len(ids),
+                "job" if len(ids) == 1 else "jobs",
                 self.job.task_name,
-                extra={
-                    "action": "jobs_deferred",
-                    "task": self.job.task_name,
-                    "job_ids": [job.id for job in jobs[:100]],
-                },
+                extra={"action": "jobs_deferred", "task": self.job.task_name, "job_ids": [*map(int, ids[:100])]},
             )
 
 
 class DeferredTask(Task[P, R, Args], Generic[P, R, Args]):
     """A task whose jobs are deferred by `Deferrer`."""
 
-    def configure(self, **options: Any) -> jobs.JobDeferrer:
-        return quietly(super().configure(**options))
+    def configure(self, **options: Any) -> Deferrer:
+        """Procrastinate's options for a job, and
+
+        tenant:       whom it is for, where queues take turns.
+        unique_key:   a job with this key that is waiting or running is taken instead: its id, and `duplicate`.
+        unique_for:   the same for that long after it was enqueued, whatever became of it: seconds or a timedelta.
+        unique_while: `waiting`, `unfinished` (the default) or `retained` instead of waiting or running.
+        tags:         words to find it by.
+        max_attempts: runs in all, over the task's own.
+        timeout:      how long one run may take: seconds or a timedelta.
+        batch:        the batch it belongs to, or its id.
+        """
+        ours = own_options(options)
+        return quietly(super().configure(**options), ours)
 
 
-def quietly(deferrer: jobs.JobDeferrer) -> Deferrer:
+def own_options(options: dict[str, Any]) -> JSONDict | None:
+    """Take our options out of those of `configure`; None if there are none."""
+    found = OPTIONS.intersection(options)
+    return job_options({name: options.pop(name) for name in found}) if found else None
+
+
+def quietly(deferrer: jobs.JobDeferrer, options: JSONDict | None = None) -> Deferrer:
     """The same deferrer as one of ours."""
-    return Deferrer(job_manager=deferrer.job_manager, job=deferrer.job, connection=deferrer.connection)
+    if isinstance(deferrer, Deferrer):
+        return deferrer
+    ours = Deferrer(job_manager=deferrer.job_manager, job=deferrer.job, connection=deferrer.connection)
+    ours.options = options
+    return ours
 
 
 def adopt(task: Task[Any, Any, Any]) -> None:

@@ -6,29 +6,37 @@ import asyncio
 import functools
 import inspect
 import json
+import logging
 import os
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from procrastinate import exceptions, middleware
 from procrastinate.job_context import AbortReason, JobContext
 from procrastinate.tasks import Task
 from procrastinate.worker import Worker as UpstreamWorker
 
-from procjobs.engine.claimed import Claimed
+from procjobs.engine.claimed import Claimed, Expiry
 from procjobs.engine.processes import ProcessDied, Processes, RemoteError
+from procjobs.engine.progress import REPORT, Reporter
+from procjobs.engine.results import encode_result, strict_dumps
 from procjobs.engine.retry import Retry, Verdict
 from procjobs.engine.threads import Threads
+from procjobs.errors import JobTimeout
 
 __all__ = ["Execution", "Executor", "execution_of"]
+
+logger = logging.getLogger("procjobs.worker")
 
 Execution = Literal["async", "thread", "process"]
 
 _LONGEST_MESSAGE = 10_000
 _LONGEST_TRACEBACK = 50_000
+#: Seconds after its timeout when a job that still runs is worth a line in the log.
+_PATIENCE = 10.0
 
 
 def execution_of(task: Task[Any, Any, Any]) -> Execution:
@@ -54,14 +62,18 @@ class _Plan:
 class Executor:
     """Runs jobs of one worker. `run` never raises: it returns None for success, or the keys of a settlement."""
 
-    def __init__(self, worker: UpstreamWorker) -> None:
+    def __init__(self, worker: UpstreamWorker, reporter: Reporter) -> None:
         self._worker = worker
+        self._reporter = reporter
         self._plans: dict[str, _Plan] = {}
         self._threads = Threads(worker.concurrency, f"procjobs {worker.worker_name or 'worker'}")
         self._processes = Processes(max(1, min(worker.concurrency, os.cpu_count() or 1)))
         connector = worker.app.connector
         self._loads: Callable[[str], Any] = (
             getattr(connector, "_json_loads", None) or connector.json_loads or json.loads
+        )
+        self._dumps: Callable[[Any], str] = (
+            getattr(connector, "_json_dumps", None) or connector.json_dumps or strict_dumps
         )
 
     async def close(self) -> None:
@@ -75,6 +87,7 @@ class Executor:
 
     async def run(self, job: Claimed) -> dict[str, Any] | None:
         plan: _Plan | None = None
+        REPORT.set((self._reporter, job))
         try:
             if job.reason is not None:
                 raise asyncio.CancelledError
@@ -84,11 +97,40 @@ class Executor:
                 value = await plan.direct(**arguments)
             else:
                 value = await self._call(plan, job, arguments)
+            if value is None:
+                return None
             if isinstance(value, Verdict):
                 return _storable(value.settlement())
+            job.result, job.note = encode_result(value, self._dumps)
             return None
         except BaseException as error:  # whatever a job does, the worker lives
             return self._judge(plan, job, error)
+
+    async def run_within(self, job: Claimed) -> dict[str, Any] | None:
+        """`run` for a job with a timeout: when it is over, the job is stopped and ends as failed with JobTimeout.
+
+        A thread cannot be stopped: its job ends so when the function returns or raises, whatever it returned.
+        """
+        loop = asyncio.get_running_loop()
+        timers = [loop.call_later(job.timeout or 0.0, self._expire, job)]
+        timers.append(loop.call_later((job.timeout or 0.0) + _PATIENCE, _complain, job))
+        try:
+            settlement = await self.run(job)
+        finally:
+            for timer in timers:
+                timer.cancel()
+        if job.reason is not Expiry.TIMEOUT:
+            return settlement
+        error = JobTimeout(f"it ran longer than its timeout of {job.timeout:g} s")
+        where = {key: value for key, value in (settlement or {}).items() if key == "traceback"}
+        plan = self._plans.get(job.task_name)
+        return {**_describe(error), **where, "outcome": "failed", **self._retry(plan, job, error)}
+
+    def _expire(self, job: Claimed) -> None:
+        if job.reason is None:
+            job.reason = Expiry.TIMEOUT
+            if job.task is not None and self.cancels_by_task(job):
+                job.task.cancel()
 
     def _make_plan(self, name: str) -> _Plan:
         task = self._worker.app.tasks.get(name)
@@ -120,14 +162,14 @@ class Executor:
             worker_queues=worker.queues,
             additional_context=dict(worker.additional_context or {}),
             job=job.as_job(arguments, worker.worker_id),
-            abort_reason=lambda: job.reason,
+            abort_reason=lambda: cast("AbortReason | None", job.reason),
             start_timestamp=time.time(),
         )
         positional = [context] if plan.task.pass_context else []
 
         async def call_task() -> Any:
             if plan.execution == "process":
-                return await self._processes.run(plan.task, arguments)
+                return await self._processes.run(plan.task, arguments, functools.partial(self._reporter.note, job))
             function = functools.partial(plan.task.func, *positional, **arguments)
             wrapped = middleware.compose(plan.middlewares, function, context, worker)
             value = await (wrapped() if plan.execution == "async" else self._threads.run(wrapped))
@@ -144,6 +186,8 @@ class Executor:
                 return {**_describe(error), "outcome": "failed", "kind": "unreadable", "retry": "never"}
             case ProcessDied() if job.reason is None:
                 return {**_describe(error), "outcome": "crashed"}
+        if job.reason is Expiry.TIMEOUT:
+            return _describe(error)  # run_within makes a failure of it
         if job.reason is AbortReason.SHUTDOWN:
             return {"outcome": "released", "started": True}
         cancelled = isinstance(error, asyncio.CancelledError | ProcessDied) and job.reason is not None
@@ -171,6 +215,18 @@ class Executor:
             "queue": decision.queue,
             "lock": decision.lock,
         }
+
+
+def _complain(job: Claimed) -> None:
+    logger.warning(
+        "job %s (%s) still runs %g s after its timeout of %g s: it must look at context.should_abort(), "
+        "and let a cancellation through",
+        job.id,
+        job.task_name,
+        _PATIENCE,
+        job.timeout,
+        extra={"action": "timeout_ignored", "job_id": job.id, "task": job.task_name},
+    )
 
 
 def _describe(error: BaseException) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 A process is kept for the next job and replaced when it dies. It imports the task's module afresh (spawn), so the task
 must be importable by its module and name, and gets its arguments as the JSON they were enqueued with.
 
-Over a socket pair go the request, `started` as soon as the process has it, and the answer: each JSON after its length.
+Over a socket pair go the request, `started` as soon as the process has it, `progress` whenever the task reports some,
+and the answer: each JSON after its length.
 Who dies before `started` has done nothing, so that the job may go to another process.
 """
 
@@ -17,18 +18,25 @@ import os
 import signal
 import socket
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any, BinaryIO
 
 from procrastinate.tasks import Task
 
+from procjobs.engine.progress import REPORT
+from procjobs.engine.results import Unkept, strict_dumps
+from procjobs.engine.retry import Verdict
+
 __all__ = ["ProcessDied", "Processes", "RemoteError"]
 
 _SPAWN = multiprocessing.get_context("spawn")
 _LENGTH_BYTES = 8
+
+Report = Callable[[float | None, str | None], None]
 
 
 class ProcessDied(Exception):
@@ -48,15 +56,25 @@ class RemoteError(Exception):
         self.trace = trace
 
 
+@dataclass(frozen=True)
+class _Settled(Verdict):
+    """A verdict that a task in another process returned."""
+
+    keys: dict[str, Any]
+
+    def settlement(self) -> dict[str, Any]:
+        return self.keys
+
+
 @dataclass
 class _Child:
     process: BaseProcess
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
 
-    async def read(self) -> list[str]:
+    async def read(self) -> list[Any]:
         length = int.from_bytes(await self.reader.readexactly(_LENGTH_BYTES), "big")
-        message: list[str] = json.loads(await self.reader.readexactly(length))
+        message: list[Any] = json.loads(await self.reader.readexactly(length))
         return message
 
     async def write(self, message: Sequence[str]) -> None:
@@ -85,20 +103,23 @@ class Processes:
         self._slots = asyncio.Semaphore(size)
         self._closed = False
 
-    async def run(self, task: Task[Any, Any, Any], arguments: dict[str, Any]) -> Any:
-        """Run the task's function in a process. Raises RemoteError, ProcessDied; cancelling kills the process."""
+    async def run(self, task: Task[Any, Any, Any], arguments: dict[str, Any], report: Report | None = None) -> Any:
+        """Run the task's function in a process. Raises RemoteError, ProcessDied; cancelling kills the process.
+
+        report: called with percent and message whenever the task reports its progress.
+        """
         request = (task.func.__module__, task.func.__qualname__, json.dumps(arguments))
         async with self._slots:
             while self._free:
                 try:
-                    return await self._give(self._free.pop(), request)
+                    return await self._give(self._free.pop(), request, report)
                 except _NotStarted:
                     continue  # it had died while it was idle
-            return await self._give(await _start(), request)
+            return await self._give(await _start(), request, report)
 
-    async def _give(self, child: _Child, request: Sequence[str]) -> Any:
+    async def _give(self, child: _Child, request: Sequence[str], report: Report | None) -> Any:
         try:
-            kind, *values = await self._ask(child, request)
+            kind, *values = await self._ask(child, request, report)
         except ProcessDied:
             raise
         except BaseException:  # cancelled: whatever it does now, it must not answer the next job
@@ -110,15 +131,20 @@ class Processes:
             await self.close()
         if kind == "error":
             raise RemoteError(*values)
-        return json.loads(values[0])
+        if kind == "verdict":
+            return _Settled(json.loads(values[0]))
+        return Unkept(values[0]) if kind == "unkept" else json.loads(values[0])
 
-    async def _ask(self, child: _Child, request: Sequence[str]) -> list[str]:
+    async def _ask(self, child: _Child, request: Sequence[str], report: Report | None) -> list[str]:
         died: type[ProcessDied] = _NotStarted
         try:
             await child.write(request)
             await child.read()
             died = ProcessDied
-            return await child.read()
+            while (message := await child.read())[0] == "progress":
+                if report is not None:
+                    report(*message[1:])
+            return message
         except (EOFError, OSError) as error:
             await child.end(self._grace)
             raise died(f"the process of the job ended with exit code {child.process.exitcode}") from error
@@ -157,7 +183,7 @@ async def _start_child() -> _Child:
     return _Child(process, *await asyncio.open_unix_connection(sock=here))
 
 
-def _frame(message: Sequence[str]) -> bytes:
+def _frame(message: Sequence[Any]) -> bytes:
     body = json.dumps(message).encode()
     return len(body).to_bytes(_LENGTH_BYTES, "big") + body
 
@@ -166,18 +192,34 @@ def _serve(end: socket.socket) -> None:
     """The child: one job after the other until the parent hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sending = threading.Lock()
+
+    def send(*message: Any) -> None:
+        with sending:
+            end.sendall(_frame(message))
+
+    REPORT.set(lambda percent, message: send("progress", percent, message))
     with end, end.makefile("rb") as requests:
         while (request := _read(requests)) is not None:
-            end.sendall(_frame(["started"]))
+            send("started")
             module, name, arguments = request
             try:
-                result = json.dumps(_call(module, name, json.loads(arguments)))
+                answer = _answer(_call(module, name, json.loads(arguments)))
             except BaseException as error:
-                end.sendall(_frame(["error", type(error).__qualname__, str(error), traceback.format_exc()]))
+                send("error", type(error).__qualname__, str(error), traceback.format_exc())
                 if not isinstance(error, Exception):
                     sys.exit(1)
             else:
-                end.sendall(_frame(["result", result]))
+                send(*answer)
+
+
+def _answer(result: Any) -> tuple[str, str]:
+    if isinstance(result, Verdict):
+        return "verdict", json.dumps(result.settlement())
+    try:
+        return "result", strict_dumps(result)
+    except (TypeError, ValueError, RecursionError):
+        return "unkept", type(result).__name__
 
 
 def _read(requests: BinaryIO) -> list[str] | None:

@@ -45,6 +45,8 @@ def _describe(name: str, task: Task[Any, Any, Any], signature: Signature) -> dic
         "backoff_base": retry.base_seconds if retry else None,
         "backoff_cap": retry.cap_seconds if retry else None,
         "backoff_jitter": retry.jitter if retry else None,
+        "timeout": getattr(task, "timeout", None),
+        "uniqueness": unique.rule if (unique := getattr(task, "unique", None)) else None,
         "description": (inspect.getdoc(task.func) or "").partition("\n")[0] or None,
     }
 

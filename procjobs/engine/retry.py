@@ -13,10 +13,11 @@ from typing import Any
 from procrastinate.jobs import Job
 from procrastinate.retry import BaseRetryStrategy, RetryDecision
 
-__all__ = ["Cancel", "Discard", "Retry", "Snooze", "Verdict"]
+__all__ = ["Cancel", "Discard", "Retry", "Snooze", "Verdict", "seconds_of"]
 
 
-def _seconds(value: float | timedelta) -> float:
+def seconds_of(value: float | timedelta) -> float:
+    """A length of time in seconds."""
     return value.total_seconds() if isinstance(value, timedelta) else float(value)
 
 
@@ -48,11 +49,11 @@ class Retry(BaseRetryStrategy):
 
     @property
     def base_seconds(self) -> float:
-        return _seconds(self.base)
+        return seconds_of(self.base)
 
     @property
     def cap_seconds(self) -> float:
-        return _seconds(self.cap)
+        return seconds_of(self.cap)
 
     def applies_to(self, error: BaseException) -> bool:
         """Whether another run may follow this error at all."""
@@ -82,11 +83,11 @@ class Snooze(Verdict):
     delay: float | timedelta
 
     def __post_init__(self) -> None:
-        if not math.isfinite(_seconds(self.delay)):
+        if not math.isfinite(seconds_of(self.delay)):
             raise ValueError(f"delay={self.delay!r}: a finite number of seconds is required")
 
     def settlement(self) -> dict[str, Any]:
-        return {"outcome": "snoozed", "delay": max(0.0, _seconds(self.delay))}
+        return {"outcome": "snoozed", "delay": max(0.0, seconds_of(self.delay))}
 
 
 @dataclass(frozen=True)

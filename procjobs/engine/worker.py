@@ -24,13 +24,14 @@ from procrastinate.worker import Worker as UpstreamWorker
 from procjobs.db import Link, Target
 from procjobs.engine.acknowledge import Acknowledger
 from procjobs.engine.backoff import Backoff
-from procjobs.engine.claimed import CLAIM, Claimed
+from procjobs.engine.claimed import CLAIM, Claimed, Expiry
 from procjobs.engine.endings import log_settlement, log_success
 from procjobs.engine.execution import Executor
 from procjobs.engine.failpoints import failpoint
 from procjobs.engine.hand import Hand
 from procjobs.engine.periodic import Periodic
 from procjobs.engine.presence import Card, Presence
+from procjobs.engine.progress import Reporter
 from procjobs.engine.registration import describe_tasks, register
 from procjobs.engine.supervision import Side, enter, pause, sides, stop_signals
 from procjobs.engine.upkeep import Upkeep
@@ -72,7 +73,8 @@ class Worker(UpstreamWorker):
         self._target = target
         self._listen_target = listen_target or target
         self._kill_timeout = kill_timeout
-        self._executor = Executor(self)
+        self._reporter = Reporter(Link(target, "procjobs progress"))
+        self._executor = Executor(self, self._reporter)
         self._hand = Hand(self.concurrency)
         self._claims = Link(target, "procjobs claim")
         self._keeping = Link(target, "procjobs upkeep")
@@ -137,6 +139,7 @@ class Worker(UpstreamWorker):
         named: dict[str, Side] = {
             "acknowledge": self._acknowledger.run,
             "upkeep": self._upkeep.run,
+            "progress": self._reporter.run,
             "lease": self._presence.watch,
             "aborts": self._watch_aborts,
             "periodic": Periodic(self.app.periodic_registry, **self.app.periodic_defaults).run,
@@ -268,7 +271,10 @@ class Worker(UpstreamWorker):
         job.entered = True
         began = job.since = time.monotonic()
         logger.debug("job %s (%s) started", job.id, job.task_name)
-        settlement = await self._executor.run(job)
+        if job.timeout is None:
+            settlement = await self._executor.run(job)
+        else:
+            settlement = await self._executor.run_within(job)
         if settlement is None:
             if logger.isEnabledFor(logging.INFO):
                 log_success(job, time.monotonic() - began)
@@ -280,6 +286,7 @@ class Worker(UpstreamWorker):
     def _on_durable(self, jobs: Sequence[Claimed]) -> None:
         """The database has the end of these jobs: their slots are free."""
         if jobs:
+            self._reporter.forget(jobs)
             self._hand.release(jobs)
             self._start_ready()
             self._work_event.set()
@@ -293,7 +300,8 @@ class Worker(UpstreamWorker):
                 self._interrupt(job, AbortReason.USER_REQUEST)
 
     def _interrupt(self, job: Claimed, reason: AbortReason) -> None:
-        job.reason = reason
+        if job.reason is not Expiry.TIMEOUT:  # which stays what it was, however the run comes to its end
+            job.reason = reason
         if job.task is None:
             if self._hand.put_back(job):
                 released = {"outcome": "released", "started": False}

@@ -124,7 +124,35 @@ $$;
 comment on function procjobs.unpark_jobs(text[], text[], integer) is
   'Makes jobs claimable that waited for a worker that knows their task.';
 
-create or replace function procjobs.take_jobs(p_tasks text[], p_queues text[], p_max_jobs integer, p_with_locks boolean)
+create or replace function procjobs.set_aside(p_ids bigint[], p_waits_for text)
+returns integer
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+as $$
+begin
+  if p_ids = '{}' then
+    return 0;
+  end if;
+  update public.procrastinate_jobs
+  set pj_waits_for = p_waits_for
+  where id = any (p_ids);
+  return cardinality(p_ids);
+end
+$$;
+comment on function procjobs.set_aside(bigint[], text) is
+  'Takes jobs that the caller has locked out of the claim''s index, and notes what they wait for. Returns how many.';
+
+drop function if exists procjobs.take_jobs(text[], text[], integer, boolean);
+create or replace function procjobs.take_jobs(
+  p_tasks text[],
+  p_queues text[],
+  p_max_jobs integer,
+  p_with_locks boolean,
+  p_paused_queues text[],
+  p_paused_tasks text[],
+  p_special_queues text[]
+)
 returns table (taken bigint[], set_aside integer, overtaken boolean)
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -134,16 +162,30 @@ set jit = off
 set enable_bitmapscan = off
 as $$
 declare
-  v_paused text[] := procjobs.paused_queues();
+  v_chosen bigint[] := '{}'::bigint[];
   v_unknown bigint[];
+  v_halted bigint[];
   v_blocked bigint[];
 begin
+  if p_special_queues <> '{}' then
+    v_chosen := procjobs.choose_jobs(p_special_queues, p_queues, p_max_jobs);
+  end if;
+
   with shares as materialized (
     select s.queue, s.share
     from procjobs.claim_shares(p_queues, p_max_jobs) s
   ),
+  chosen as materialized (
+    select j.id, j.priority, j.lock, j.task_name
+    from public.procrastinate_jobs j
+    where j.id = any (v_chosen)
+      and j.status is not distinct from 'todo'
+      and j.pj_waits_for is not distinct from null
+      and (p_with_locks or j.lock is null)
+    for update skip locked
+  ),
   candidate as materialized (
-    select front.id, front.priority, front.lock, front.task_name
+    select front.id, front.priority, front.lock, front.task_name, null::integer as place
     from shares s
     cross join lateral (
       select j.id, j.priority, j.lock, j.task_name
@@ -156,12 +198,18 @@ begin
       limit s.share
       for update skip locked
     ) front
+    where s.queue <> all (p_special_queues)
+    union all
+    select c.id, c.priority, c.lock, c.task_name, array_position(v_chosen, c.id)
+    from chosen c
   ),
   judged as (
     select
       c.id,
       c.priority,
+      c.place,
       c.task_name = any (p_tasks) as known,
+      c.task_name = any (p_paused_tasks) as halted,
       -- `lock is null or` first: without it the planner sorts the backlog.
       c.lock is null or (
         not exists (
@@ -177,26 +225,24 @@ begin
             and r.status = 'todo'
             and r.pj_waits_for is null
             and (r.priority > c.priority or (r.priority = c.priority and r.id < c.id))
-            and r.queue_name <> all (v_paused)
+            and r.queue_name <> all (p_paused_queues)
         )
       ) as free
     from candidate c
   )
   select
-    coalesce(array_agg(id order by priority desc, id) filter (where known and free), '{}'),
-    coalesce(array_agg(id) filter (where not known), '{}'),
-    coalesce(array_agg(id) filter (where known and not free), '{}'),
+    coalesce(
+      array_agg(id order by place is null desc, place, priority desc, id) filter (where known and free and not halted), '{}'),
+    coalesce(array_agg(id) filter (where halted), '{}'),
+    coalesce(array_agg(id) filter (where not known and not halted), '{}'),
+    coalesce(array_agg(id) filter (where known and not free and not halted), '{}'),
     cardinality(p_queues) > 1 and count(*) < (select sum(share) from shares)
-  into taken, v_unknown, v_blocked, overtaken
+  into taken, v_halted, v_unknown, v_blocked, overtaken
   from judged;
 
-  set_aside := cardinality(v_unknown) + cardinality(v_blocked);
-  if set_aside > 0 then
-    -- What cannot run leaves the claim's index, so that it hides nobody behind it.
-    update public.procrastinate_jobs
-    set pj_waits_for = case when id = any (v_unknown) then 'task' else 'lock' end
-    where id = any (v_unknown || v_blocked);
-  end if;
+  -- What cannot run leaves the claim's index, so that it hides nobody behind it.
+  set_aside := procjobs.set_aside(v_halted, 'pause') + procjobs.set_aside(v_unknown, 'task')
+    + procjobs.set_aside(v_blocked, 'lock');
   if cardinality(v_unknown) > 0 then
     -- A worker that knows the task may have looked while these rows were locked: it is told to look again.
     perform procjobs.wake_queues(array(
@@ -208,10 +254,11 @@ begin
   return next;
 end
 $$;
-comment on function procjobs.take_jobs(text[], text[], integer, boolean) is
+comment on function procjobs.take_jobs(text[], text[], integer, boolean, text[], text[], text[]) is
   'One pass of the claim: locks the next jobs, and sorts them into those that may run (taken) and those set aside '
-  'because no task of that name is known or their lock is held. overtaken: other claims hold some of the jobs in front.';
+  'because their task is paused or unknown, or their lock is held. overtaken: other claims hold some of the jobs in front.';
 
+drop function if exists procjobs.claim_jobs(bigint, text[], integer);
 create or replace function procjobs.claim_jobs(p_worker bigint, p_queues text[], p_max_jobs integer)
 returns table (
   id bigint,
@@ -224,7 +271,8 @@ returns table (
   priority integer,
   queueing_lock text,
   scheduled_at timestamptz,
-  max_attempts integer
+  max_attempts integer,
+  timeout_seconds double precision
 )
 language plpgsql
 security definer
@@ -237,9 +285,17 @@ as $$
 declare
   c_widest constant integer := 10000;
   v_now timestamptz := procjobs.clock();
+  v_timeouts jsonb := procjobs.task_timeouts();
   v_tasks text[];
   v_queues text[];
+  v_paused_queues text[];
+  v_paused_tasks text[];
+  v_special_queues text[];
+  v_limited boolean;
   v_ids bigint[];
+  v_keys jsonb;
+  v_away bigint[];
+  v_away_by text[];
   v_started bigint[] := '{}'::bigint[];
   v_pass record;
   v_missing integer := p_max_jobs;
@@ -265,19 +321,36 @@ begin
   -- Few passes: more than one only where jobs had to be set aside, where other claims hold those in front, or another
   -- worker won a race for a lock. Each looks further, so that nothing in front hides what is behind.
   for v_round in 1 .. 20 loop
+    -- In one look, since a claim of a few jobs must be quick; each pass anew, since it may have waited.
+    select
+      array(select s.name::text from procjobs.queue_settings s where s.paused_at is not null),
+      array(select s.name::text from procjobs.queue_settings s where s.fair or s.ageing is not null),
+      array(select s.task::text from procjobs.task_settings s where s.paused_at is not null),
+      exists (select from procjobs.limits)
+    into v_paused_queues, v_special_queues, v_paused_tasks, v_limited;
     v_queues := array(
       select q
       from unnest(coalesce(p_queues, procjobs.ready_queues())) q
-      where q <> all (procjobs.paused_queues())
+      where q <> all (v_paused_queues)
     );
     exit when cardinality(v_queues) = 0;
 
     begin
       select t.taken, t.set_aside, t.overtaken into v_pass
-      from procjobs.take_jobs(v_tasks, v_queues, v_width, v_with_locks) t;
+      from procjobs.take_jobs(
+        v_tasks, v_queues, v_width, v_with_locks, v_paused_queues, v_paused_tasks, v_special_queues
+      ) t;
 
-      -- Limits on rate and concurrency have their place here: between what may run and what is started.
       v_ids := v_pass.taken[1:v_missing];
+      v_keys := null;
+      if v_limited and cardinality(v_ids) > 0 then
+        select a.admitted, a.keys, a.turned_away, a.turned_by into v_ids, v_keys, v_away, v_away_by
+        from procjobs.admit_jobs(v_pass.taken, v_missing, v_round = 1) a;
+        if v_away is not null then
+          perform procjobs.turn_away(v_away, v_away_by);
+          v_pass.set_aside := v_pass.set_aside + cardinality(v_away);
+        end if;
+      end if;
 
       -- Not with an empty array, which the planner takes for a proof that any partial index will do.
       if cardinality(v_ids) > 0 then
@@ -286,7 +359,11 @@ begin
           set status = 'doing',
               worker_id = p_worker,
               pj_lease = j.pj_lease + 1,
-              pj_started_at = v_now
+              pj_started_at = v_now,
+              pj_deadline = v_now + coalesce(j.pj_timeout, (v_timeouts ->> j.task_name)::interval),
+              pj_limits = case when v_keys is not null then (
+                select array_agg(k) from jsonb_array_elements_text(v_keys -> j.id::text) k
+              ) end
           where j.id = any (v_ids)
           returning j.id
         )
@@ -312,7 +389,7 @@ begin
       s.id, s.pj_lease, s.task_name::text, s.args::text, s.lock, s.attempts, s.queue_name::text,
       s.priority, s.queueing_lock,
       case when s.scheduled_at between '0001-01-02' and '9999-12-30' then s.scheduled_at end,  -- what a worker can read
-      s.pj_max_attempts
+      s.pj_max_attempts, extract(epoch from s.pj_deadline - v_now)::double precision
     from public.procrastinate_jobs s
     where s.id = any (v_started)
     order by s.priority desc, s.id;

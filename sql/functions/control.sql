@@ -56,7 +56,7 @@ begin
     perform procjobs.note_action(v_id, 'cancelled', jsonb_build_object('reason', v_reason));
     return 'cancelled';
   elsif v_job.status = 'doing' then
-    if not v_job.abort_requested then
+    if not v_job.abort_requested or v_job.pj_cancel ->> 'timeout' = 'true' then
       -- Upstream's trigger tells the worker by NOTIFY; its heartbeat sees it in any case.
       update public.procrastinate_jobs
       set abort_requested = true, pj_cancel = v_cancel
@@ -114,6 +114,7 @@ begin
         pj_crashes = case when v_was = 'scheduled' then pj_crashes else 0 end,
         worker_id = null,
         pj_cancel = null,
+        pj_result = null,
         pj_finished_at = null
     where id = v_id;
     perform procjobs.wake_queues(array[v_job.queue_name::text]);
@@ -148,10 +149,12 @@ begin
   back as (
     -- The lease goes on counting: a worker that still holds an old one stays fenced off.
     insert into public.procrastinate_jobs (
-      id, queue_name, task_name, priority, lock, queueing_lock, pj_unique_key, args, pj_tags, pj_max_attempts, pj_lease, pj_created_at
+      id, queue_name, task_name, priority, lock, queueing_lock, pj_unique_key, args, pj_tags, pj_max_attempts, pj_lease, pj_created_at,
+      pj_tenant, pj_timeout, pj_waiting_key
     )
     select
-      t.id, t.queue_name, t.task_name, t.priority, t.lock, t.queueing_lock, t.unique_key, t.args, t.tags, t.max_attempts, t.lease, t.created_at
+      t.id, t.queue_name, t.task_name, t.priority, t.lock, t.queueing_lock, t.unique_key, t.args, t.tags, t.max_attempts, t.lease, t.created_at,
+      t.tenant, t.timeout, t.waiting_key
     from taken t
     order by t.finished_at desc
     limit 1

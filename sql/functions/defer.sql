@@ -1,7 +1,6 @@
 -- Enqueueing from SQL: one job or many, in the caller's transaction.
--- Owns:        inserts into procrastinate_jobs, with the arguments checked here.
--- Lock order:  only new rows; a unique index may wait for another transaction's equal key. defer_many inserts in the order of
---              the keys, not of the jobs, so that two callers with the same keys do not deadlock.
+-- Owns:        the checks of what SQL enqueues. The inserts are in enqueue.sql, but for the plain case of defer.
+-- Lock order:  only new rows; a unique index may wait for another transaction's equal key.
 
 create or replace function procjobs.option_fault(
   p_queue text, p_scheduled_at timestamptz, p_keys text[], p_max_attempts integer, p_tags text[]
@@ -49,6 +48,40 @@ $$;
 comment on function procjobs.option_fault(text, timestamptz, text[], integer, text[]) is
   'What is wrong with the options of a job (queue, scheduled_at, keys, max_attempts, tags), as a value for raise_fault; null if nothing is.';
 
+create or replace function procjobs.more_option_fault(
+  p_unique_key text, p_unique_for interval, p_unique_while text, p_tenant text, p_timeout interval, p_derived boolean
+)
+returns jsonb
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select case
+    when p_unique_while not in ('waiting', 'unfinished', 'retained') then jsonb_build_object(
+      'code', 'PJ009', 'message', format('unique_while cannot be %s', quote_literal(p_unique_while)),
+      'detail', 'it says how long a job stands for its key',
+      'hint', 'one of waiting (until it runs), unfinished (until it ended; the default), retained (until it is forgotten)')
+    when p_unique_for <= interval '0' then jsonb_build_object(
+      'code', 'PJ009', 'message', format('unique_for cannot be %s', p_unique_for),
+      'detail', 'it is the time after enqueueing for which the key returns the same job',
+      'hint', 'Leave it out for a key that is free when the job has ended.')
+    when (p_unique_for is not null or p_unique_while is not null) and p_unique_key is null and not p_derived then jsonb_build_object(
+      'code', 'PJ009', 'message', 'unique_for and unique_while need a unique_key',
+      'detail', 'neither the call nor the task says which jobs are the same',
+      'hint', 'Pass unique_key, or declare the task with unique=procjobs.Unique(...).')
+    when length(p_tenant) not between 1 and 128 then jsonb_build_object(
+      'code', 'PJ009', 'message', 'a tenant has 1 to 128 characters',
+      'detail', format('it has %s', length(p_tenant)),
+      'hint', 'Use the tenant''s id.')
+    when p_timeout <= interval '0' then jsonb_build_object(
+      'code', 'PJ009', 'message', format('timeout cannot be %s', p_timeout),
+      'detail', 'it is how long one run may take',
+      'hint', 'Leave it out to use the task''s own.')
+  end
+$$;
+comment on function procjobs.more_option_fault(text, interval, text, text, interval, boolean) is
+  'The same for the options that few jobs have: how long a key holds, tenant, timeout. p_derived: the task itself says which jobs are the same.';
+
 create or replace function procjobs.waiting_job_fault(p_queueing_lock text)
 returns jsonb
 language sql
@@ -66,6 +99,7 @@ $$;
 comment on function procjobs.waiting_job_fault(text) is
   'The fault PJ006 if a waiting job holds the queueing lock; null if none does. Volatile: it must see what others commit meanwhile.';
 
+drop function if exists procjobs.defer(text, jsonb, text, integer, timestamptz, text, text, text, integer, text[]);
 create or replace function procjobs.defer(
   task text,
   args jsonb default '{}',
@@ -76,7 +110,12 @@ create or replace function procjobs.defer(
   queueing_lock text default null,
   unique_key text default null,
   max_attempts integer default null,
-  tags text[] default null
+  tags text[] default null,
+  unique_for interval default null,
+  unique_while text default null,
+  tenant text default null,
+  timeout interval default null,
+  batch_id bigint default null
 )
 returns bigint
 language plpgsql
@@ -87,26 +126,43 @@ as $$
 declare
   v_task procjobs.tasks;
   v_queue text;
+  v_priority integer;
   v_id bigint;
 begin
   select t.* into v_task from procjobs.tasks t where t.name = defer.task;
   if not found then
     perform procjobs.raise_fault(procjobs.unknown_task_fault(defer.task));
   end if;
-  v_queue := coalesce(defer.queue, v_task.queue);
+  select s.queue, s.priority into v_queue, v_priority from procjobs.task_settings s where s.task = defer.task;
+  v_queue := coalesce(defer.queue, v_queue, v_task.queue);
+  v_priority := coalesce(defer.priority, v_priority, v_task.priority);
   perform procjobs.raise_fault(coalesce(
     procjobs.option_fault(
       v_queue, defer.scheduled_at, array[defer.lock, defer.queueing_lock, defer.unique_key], defer.max_attempts, defer.tags),
     procjobs.argument_fault(defer.task, v_task.args_schema, defer.args)));
 
-  -- Not as a SET clause: only a superuser may write one for a parameter that is not PostgreSQL's own.
+  if num_nonnulls(v_task.uniqueness, defer.unique_for, defer.unique_while, defer.tenant, defer.timeout, defer.batch_id) > 0 then
+    perform procjobs.raise_fault(procjobs.more_option_fault(
+      defer.unique_key, defer.unique_for, defer.unique_while, defer.tenant, defer.timeout, v_task.uniqueness is not null));
+    return (
+      select i.id
+      from procjobs.insert_jobs(jsonb_build_array(jsonb_strip_nulls(jsonb_build_object(
+        'task', defer.task, 'queue', v_queue, 'priority', v_priority,
+        'scheduled_at', defer.scheduled_at, 'lock', defer.lock, 'queueing_lock', defer.queueing_lock,
+        'unique_key', defer.unique_key, 'unique_for', defer.unique_for, 'unique_while', defer.unique_while,
+        'max_attempts', defer.max_attempts, 'tags', defer.tags, 'tenant', defer.tenant, 'timeout', defer.timeout,
+        'batch_id', defer.batch_id)) || jsonb_build_object('args', defer.args))) i
+    );
+  end if;
+
+  -- Nearly all jobs. Not as a SET clause: only a superuser may write one for a parameter that is not PostgreSQL's own.
   perform set_config('procjobs.args_checked', 'on', true);
   loop
     insert into public.procrastinate_jobs (
       task_name, queue_name, priority, args, scheduled_at, lock, queueing_lock, pj_unique_key, pj_max_attempts, pj_tags
     )
     values (
-      defer.task, v_queue, coalesce(defer.priority, v_task.priority), defer.args, defer.scheduled_at, defer.lock,
+      defer.task, v_queue, v_priority, defer.args, defer.scheduled_at, defer.lock,
       defer.queueing_lock, defer.unique_key, defer.max_attempts, defer.tags
     )
     on conflict do nothing
@@ -114,21 +170,22 @@ begin
     exit when found;
 
     -- Another job has one of the keys. If it ends between the statements, the key is free and we try again.
-    select j.id into v_id
-    from public.procrastinate_jobs j
-    where j.pj_unique_key = defer.unique_key
-      and j.status in ('todo', 'doing');
-    exit when found;
+    v_id := procjobs.job_of_key(defer.unique_key, null);
+    exit when v_id is not null;
     perform procjobs.raise_fault(procjobs.waiting_job_fault(defer.queueing_lock));
   end loop;
   perform set_config('procjobs.args_checked', '', true);
   return v_id;
 end
 $$;
-comment on function procjobs.defer(text, jsonb, text, integer, timestamptz, text, text, text, integer, text[]) is
+comment on function procjobs.defer(
+  text, jsonb, text, integer, timestamptz, text, text, text, integer, text[], interval, text, text, interval, bigint
+) is
   'Enqueues a job in your transaction and returns its id: select procjobs.defer(''send_mail'', ''{"to": "ann@example.org"}''). '
   'queue, priority and max_attempts (runs in all) default to the task''s; scheduled_at: not before; lock: one running job a lock, in order; '
-  'queueing_lock: at most one waiting job, else PJ006; unique_key: at most one waiting or running job, else its id is returned. '
+  'queueing_lock: at most one waiting job, else PJ006; unique_key: at most one waiting or running job, else its id is returned '
+  '(unique_while: waiting, unfinished or retained; unique_for: also for that long after it was enqueued). '
+  'tenant: whom it is for; timeout: how long a run may take; batch_id: what create_batch returned. '
   'Refuses unknown tasks (PJ001) and arguments that do not fit (PJ002 to PJ005). Definer: the producer role has no rights on tables.';
 
 create or replace function procjobs.deferral_schema()
@@ -150,7 +207,12 @@ as $$
       "queueing_lock": {"type": ["string", "null"]},
       "unique_key": {"type": ["string", "null"]},
       "max_attempts": {"type": ["integer", "null"], "minimum": 1, "maximum": 2147483647},
-      "tags": {"type": ["array", "null"], "items": {"type": "string"}}
+      "tags": {"type": ["array", "null"], "items": {"type": "string"}},
+      "unique_for": {"type": ["string", "number", "null"]},
+      "unique_while": {"type": ["string", "null"]},
+      "tenant": {"type": ["string", "null"]},
+      "timeout": {"type": ["string", "number", "null"]},
+      "batch_id": {"type": ["integer", "null"], "minimum": 1, "maximum": 9223372036854775807}
     },
     "required": ["task"],
     "additionalProperties": false
@@ -168,6 +230,8 @@ declare
   v_problems text[] := procjobs.schema_problems(procjobs.deferral_schema(), p_job);
   v_schema jsonb;
   v_queue text;
+  v_unique boolean;
+  v_name text;
 begin
   if v_problems <> '{}' then
     return jsonb_build_object(
@@ -176,56 +240,32 @@ begin
         || (select string_agg(k, ', ') from jsonb_object_keys(procjobs.deferral_schema() -> 'properties') k) || '.');
   end if;
 
-  select t.args_schema, t.queue into v_schema, v_queue
+  select t.args_schema, t.queue, t.uniqueness is not null into v_schema, v_queue, v_unique
   from procjobs.tasks t
   where t.name = p_job ->> 'task';
   if not found then
     return procjobs.unknown_task_fault(p_job ->> 'task');
   end if;
+  foreach v_name in array '{unique_for,timeout}'::text[] loop
+    if p_job ->> v_name is not null and procjobs.read_interval(p_job ->> v_name) is null then
+      return jsonb_build_object(
+        'code', 'PJ009', 'message', format('%s is not a span of time', v_name), 'detail', p_job ->> v_name,
+        'hint', 'Seconds as a number, or a text as in "1 hour".');
+    end if;
+  end loop;
   return coalesce(
     procjobs.option_fault(
       coalesce(p_job ->> 'queue', v_queue), (p_job ->> 'scheduled_at')::timestamptz,
       array[p_job ->> 'lock', p_job ->> 'queueing_lock', p_job ->> 'unique_key'], (p_job ->> 'max_attempts')::integer,
       case when jsonb_typeof(p_job -> 'tags') = 'array' then array(select jsonb_array_elements_text(p_job -> 'tags')) end),
+    procjobs.more_option_fault(
+      p_job ->> 'unique_key', procjobs.read_interval(p_job ->> 'unique_for'), p_job ->> 'unique_while', p_job ->> 'tenant',
+      procjobs.read_interval(p_job ->> 'timeout'), v_unique),
     procjobs.argument_fault(p_job ->> 'task', v_schema, coalesce(p_job -> 'args', '{}')));
 end
 $$;
 comment on function procjobs.deferral_fault(jsonb) is
   'What is wrong with one element of defer_many''s array, as a value for raise_fault; null if nothing is.';
-
-create or replace function procjobs.insert_deferrals(p_jobs jsonb, p_ids bigint[], p_pending integer[])
-returns integer[]
-language sql
-set search_path = pg_catalog, pg_temp
-as $$
-  with job as (
-    select
-      p_ids[i.ordinal] as id, i.ordinal, t.name, coalesce(i.job ->> 'queue', t.queue) as queue,
-      coalesce((i.job ->> 'priority')::numeric::integer, t.priority) as priority, coalesce(i.job -> 'args', '{}') as args,
-      (i.job ->> 'scheduled_at')::timestamptz as scheduled_at, i.job ->> 'lock' as lock,
-      i.job ->> 'queueing_lock' as queueing_lock, i.job ->> 'unique_key' as unique_key,
-      (i.job ->> 'max_attempts')::numeric::integer as max_attempts,
-      case when jsonb_typeof(i.job -> 'tags') = 'array' then array(select jsonb_array_elements_text(i.job -> 'tags')) end as tags
-    from jsonb_array_elements(p_jobs) with ordinality as i (job, ordinal)
-    join procjobs.tasks t on t.name = i.job ->> 'task'
-    where p_pending is null or i.ordinal = any (p_pending)
-  ),
-  inserted as (
-    insert into public.procrastinate_jobs (
-      id, task_name, queue_name, priority, args, scheduled_at, lock, queueing_lock, pj_unique_key, pj_max_attempts, pj_tags
-    )
-    select j.id, j.name, j.queue, j.priority, j.args, j.scheduled_at, j.lock, j.queueing_lock, j.unique_key, j.max_attempts, j.tags
-    from job j
-    order by j.unique_key, j.queueing_lock, j.id
-    on conflict do nothing
-    returning id
-  )
-  select array_agg(j.ordinal::integer order by j.ordinal)
-  from job j
-  where not exists (select from inserted i where i.id = j.id)
-$$;
-comment on function procjobs.insert_deferrals(jsonb, bigint[], integer[]) is
-  'Inserts elements of defer_many''s array (those whose ordinals are pending; null: all) under the ids given for them. Returns the ordinals whose keys another job has.';
 
 create or replace function procjobs.defer_many(jobs jsonb)
 returns table (ordinal integer, id bigint, duplicate boolean)
@@ -234,12 +274,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_ids bigint[];
-  v_taken bigint[] := '{}'::bigint[];
-  v_pending integer[];
   v_at integer;
-  v_other bigint;
-  v_sequence regclass := pg_get_serial_sequence('public.procrastinate_jobs', 'id');
   v_fault jsonb;
 begin
   if jobs is null or jsonb_typeof(jobs) <> 'array' then
@@ -253,32 +288,7 @@ begin
   where f.fault is not null
   limit 1;
   perform procjobs.raise_fault(procjobs.fault_of_element(v_fault, v_at));
-
-  v_ids := array(select nextval(v_sequence) from generate_series(1, jsonb_array_length(jobs)));
-  perform set_config('procjobs.args_checked', 'on', true);
-  loop
-    v_pending := procjobs.insert_deferrals(jobs, v_ids, v_pending);
-    exit when v_pending is null;
-    foreach v_at in array v_pending loop
-      select j.id into v_other
-      from public.procrastinate_jobs j
-      where j.pj_unique_key = jobs -> v_at - 1 ->> 'unique_key'
-        and j.status in ('todo', 'doing');
-      if found then
-        v_taken[v_at] := v_other;
-        v_pending := array_remove(v_pending, v_at);
-      else
-        perform procjobs.raise_fault(procjobs.fault_of_element(
-          procjobs.waiting_job_fault(jobs -> v_at - 1 ->> 'queueing_lock'), v_at));
-      end if;
-    end loop;
-    exit when v_pending = '{}';
-  end loop;
-  perform set_config('procjobs.args_checked', '', true);
-
-  return query
-  select n, coalesce(v_taken[n], v_ids[n]), v_taken[n] is not null
-  from generate_series(1, jsonb_array_length(jobs)) n;
+  return query select i.ordinal, i.id, i.duplicate from procjobs.insert_jobs(jobs) i;
 end
 $$;
 comment on function procjobs.defer_many(jsonb) is
@@ -292,6 +302,6 @@ language sql
 immutable
 set search_path = pg_catalog, pg_temp
 as $$
-  select p_fault || jsonb_build_object('message', format('job %s of the array: %s', p_ordinal, p_fault ->> 'message'))
+  select p_fault || jsonb_build_object('message', concat('job ' || p_ordinal || ' of the array: ', p_fault ->> 'message'))
 $$;
 comment on function procjobs.fault_of_element(jsonb, integer) is 'A fault that says in which element of an array it is; null stays null.';

@@ -148,6 +148,41 @@ $$;
 comment on function procjobs.worker_reason(public.procrastinate_jobs) is
   'Why no worker could take this job now, in words; null if one could.';
 
+create or replace function procjobs.limit_reason(p_job public.procrastinate_jobs)
+returns text
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_use record;
+begin
+  if p_job.pj_waits_for is distinct from 'limit' then
+    return null;
+  end if;
+  select l.name, l.key, l.max_running, l.rate, l.per, r.room, r.resets_at, s.key as met,
+    (select count(*) from procjobs.limit_grants g where g.key = s.key) as running
+  into v_use
+  from procjobs.limit_state s
+  join procjobs.limits l on l.name = s.limit_name
+  cross join lateral procjobs.limit_room(array[s.key], procjobs.clock()) r
+  where s.key = p_job.pj_held_by;
+  if not found then
+    return 'its limit was removed: the next round of upkeep lets it go';
+  end if;
+
+  return concat_ws(', ',
+    format('limit %s is reached%s', v_use.name, case
+      when v_use.key in ('tenant', 'lock') then format(' for %s %s', v_use.key, substr(v_use.met, length(v_use.name) + 2))
+      when v_use.key is not null then format(' for its %s', v_use.key) end),
+    case when v_use.running >= v_use.max_running then format('%s of %s run', v_use.running, v_use.max_running) end,
+    case when v_use.resets_at is not null then format(
+      '%s started within %s, the next may at %s', v_use.rate, procjobs.say_span(v_use.per), procjobs.say_time(v_use.resets_at)) end,
+    case when v_use.room > 0 then 'there is room again: the next round of upkeep lets it go' end);
+end
+$$;
+comment on function procjobs.limit_reason(public.procrastinate_jobs) is 'Which limit a job waits for, in words; null if it waits for none.';
+
 create or replace function procjobs.waiting_in_words(p_job public.procrastinate_jobs)
 returns text
 language plpgsql
@@ -157,12 +192,17 @@ as $$
 declare
   v_now timestamptz := procjobs.clock();
   v_pause procjobs.queue_settings;
+  v_halt procjobs.task_settings;
   v_reasons text[];
   v_ahead integer;
 begin
   select s.* into v_pause
   from procjobs.queue_settings s
   where s.name = p_job.queue_name
+    and s.paused_at is not null;
+  select s.* into v_halt
+  from procjobs.task_settings s
+  where s.task = p_job.task_name
     and s.paused_at is not null;
 
   v_reasons := array_remove(array[
@@ -177,7 +217,10 @@ begin
       'queue %s was paused by %s at %s%s', v_pause.name, v_pause.paused_by, procjobs.say_time(v_pause.paused_at),
       coalesce(': ' || v_pause.pause_reason, '')) end,
     procjobs.lock_reason(p_job),
-    case when p_job.pj_waits_for = 'limit' then 'a limit is reached' end,
+    case when v_halt.task is not null then format(
+      'task %s was paused by %s at %s%s', v_halt.task, v_halt.paused_by, procjobs.say_time(v_halt.paused_at),
+      coalesce(': ' || v_halt.pause_reason, '')) end,
+    procjobs.limit_reason(p_job),
     procjobs.worker_reason(p_job)
   ], null);
   if v_reasons <> '{}' then
@@ -256,5 +299,5 @@ begin
 end
 $$;
 comment on function procjobs.why_not_running(bigint) is
-  'Why a job does not run, in words: not due until, queue paused (by whom, why), lock held by, no live worker knows the task or listens to the queue, all slots taken, over already; or ready. '
+  'Why a job does not run, in words: not due until, queue or task paused (by whom, why), lock held by, limit reached (until when), no live worker knows the task or listens to the queue, all slots taken, over already; or ready. '
   'Unknown id: PJ007. Definer: the reader role has no rights on tables; arguments and error texts are not shown.';

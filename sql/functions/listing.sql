@@ -26,7 +26,12 @@ as $$
       nullif(concat_ws(': ', r.error_class, r.error_message), ''), 'again at ' || procjobs.say_time(r.retry_at))
     from run r
     union all
-    select a.at, 4, a.action, concat_ws(': ', 'by ' || a.actor, a.detail ->> 'reason', 'was ' || (a.detail ->> 'was'))
+    select a.at, 4, a.action, concat_ws(': ', 'by ' || a.actor, a.detail ->> 'reason', 'was ' || (a.detail ->> 'was'), (
+      select string_agg(d.key || ' ' || d.value, ', ' order by d.key)
+      from jsonb_each_text(case when jsonb_typeof(a.detail) = 'object' then a.detail end) d
+      where d.key not in ('reason', 'was')
+        and d.value is not null
+    ))
     from procjobs.actions a
     where a.job_id = job_timeline.job_id
     union all
@@ -55,6 +60,7 @@ comment on function procjobs.job_timeline(bigint) is
   'What happened to a job, in order: enqueued, due, started, how each run ended, who cancelled or retried it, its end. No rows for an unknown id. '
   'Error texts are shown only to procjobs_admin.';
 
+drop function if exists procjobs.list_jobs(text, text, text, text, integer, bigint);
 create or replace function procjobs.list_jobs(
   p_status text default null,
   p_queue text default null,
@@ -66,7 +72,8 @@ create or replace function procjobs.list_jobs(
 returns table (
   id bigint, queue text, task text, status text, state text, priority integer, lock text, queueing_lock text, unique_key text,
   tags text[], args jsonb, attempts integer, max_attempts integer, crashes integer, scheduled_at timestamptz,
-  created_at timestamptz, started_at timestamptz, finished_at timestamptz, worker_id bigint, worker text, note text, error text
+  created_at timestamptz, started_at timestamptz, finished_at timestamptz, worker_id bigint, worker text, note text, error text,
+  tenant text, batch bigint, held_by text, timeout interval, progress real, progress_message text, result jsonb
 )
 language plpgsql
 stable
@@ -76,7 +83,7 @@ declare
   v_condition text := 'true';
 begin
   -- Written out, so that the planner sees which of the partial indexes serves.
-  if p_status in ('waiting', 'scheduled', 'blocked', 'parked', 'limited') then
+  if p_status in ('waiting', 'scheduled', 'blocked', 'parked', 'limited', 'paused') then
     v_condition := format('j.status = ''todo'' and j.state = %L', p_status);
   elsif p_status in ('todo', 'doing', 'succeeded', 'failed', 'cancelled', 'aborted') then
     v_condition := format('j.status = %L', p_status);
@@ -86,12 +93,13 @@ begin
     raise exception 'jobs have no status %', quote_literal(p_status)
       using errcode = 'PJ009',
             detail = 'it is neither one of Procrastinate''s words nor one of the states of procjobs.jobs',
-            hint = 'One of todo, doing, succeeded, failed, cancelled, aborted, waiting, scheduled, blocked, parked, limited, running.';
+            hint = 'One of todo, doing, succeeded, failed, cancelled, aborted, waiting, scheduled, blocked, parked, limited, paused, running.';
   end if;
 
   return query execute format(
     'select j.id, j.queue, j.task, j.status::text, j.state, j.priority, j.lock, j.queueing_lock, j.unique_key, j.tags, j.args,
-       j.attempts, j.max_attempts, j.crashes, j.scheduled_at, j.created_at, j.started_at, j.finished_at, j.worker_id, j.worker, j.note, j.error
+       j.attempts, j.max_attempts, j.crashes, j.scheduled_at, j.created_at, j.started_at, j.finished_at, j.worker_id, j.worker, j.note, j.error,
+       j.tenant, j.batch, j.held_by, j.timeout, j.progress, j.progress_message, j.result
      from procjobs.jobs j
      where %s %s %s %s %s
      order by j.id desc
@@ -157,3 +165,30 @@ as $$
   select * from procjobs.workers w order by w.ended_at is not null, w.id desc
 $$;
 comment on function procjobs.list_workers() is 'procjobs.workers: those that are there, newest first, then those that left.';
+
+create or replace function procjobs.list_limits()
+returns table (
+  name text, task text, queue text, key text, max_running integer, running integer, rate integer, per interval, started integer,
+  resets_at timestamptz, waiting integer, on_excess text, set_at timestamptz, set_by text
+)
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select * from procjobs.limit_use u order by u.name, u.waiting desc nulls last, u.key
+$$;
+comment on function procjobs.list_limits() is 'procjobs.limit_use by name, the keys for which most jobs wait first.';
+
+create or replace function procjobs.list_batches(p_max_rows integer default 50)
+returns table (
+  id bigint, name text, state text, total bigint, waiting bigint, running bigint, succeeded bigint, failed bigint, cancelled bigint,
+  progress numeric, created_at timestamptz, created_by text, sealed_at timestamptz, finished_at timestamptz, callback_ids bigint[],
+  problem text
+)
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select * from procjobs.batches b order by b.id desc limit p_max_rows
+$$;
+comment on function procjobs.list_batches(integer) is 'procjobs.batches, newest first.';

@@ -27,7 +27,7 @@ language sql
 set search_path = pg_catalog, pg_temp
 as $$
   insert into procjobs.job_attempts (
-    job_id, attempt, lease, outcome, error_class, error_message, traceback,
+    job_id, attempt, lease, outcome, error_class, error_message, traceback, fingerprint,
     worker_id, worker_name, started_at, finished_at, retry_at
   )
   select
@@ -38,6 +38,7 @@ as $$
     left(p_result ->> 'error_class', 500),
     left(p_result ->> 'error_message', 10000),
     left(p_result ->> 'traceback', 50000),
+    procjobs.error_fingerprint(left(p_result ->> 'error_class', 500), p_result ->> 'error_message'),
     p_job.worker_id,
     (select w.name from procjobs.worker_state w where w.id = p_job.worker_id),
     p_job.pj_started_at,
@@ -62,6 +63,8 @@ begin
       attempts = p_attempts,
       pj_crashes = p_crashes,
       pj_finished_at = null,
+      pj_deadline = null,
+      pj_cancel = null,
       scheduled_at = coalesce(p_at, scheduled_at),
       priority = coalesce((p_result ->> 'priority')::integer, priority),
       queue_name = coalesce(p_result ->> 'queue', queue_name),
@@ -79,16 +82,25 @@ comment on function procjobs.requeue_job(public.procrastinate_jobs, timestamptz,
 
 create or replace function procjobs.bury_job(p_job public.procrastinate_jobs, p_attempts integer, p_crashes integer)
 returns void
-language sql
+language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_awaited boolean;
+begin
   update public.procrastinate_jobs
   set status = 'failed',
       attempts = p_attempts,
       pj_crashes = p_crashes,
       abort_requested = false,
+      pj_fingerprint = procjobs.last_fingerprint(p_job.id),
       pj_finished_at = procjobs.clock()
   where id = p_job.id
+  returning pj_awaited into v_awaited;
+  if v_awaited then
+    perform procjobs.announce_ends(array[p_job.id]);
+  end if;
+end
 $$;
 comment on function procjobs.bury_job(public.procrastinate_jobs, integer, integer) is 'Makes a running job a dead letter.';
 
@@ -99,6 +111,8 @@ returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_awaited boolean;
 begin
   if p_result ->> 'keep' is distinct from 'true' then
     perform procjobs.archive_job(p_job.id, p_status, p_reason);
@@ -109,11 +123,26 @@ begin
       abort_requested = false,
       pj_finished_at = procjobs.clock(),
       pj_cancel = coalesce(pj_cancel, jsonb_build_object('reason', p_reason))
-  where id = p_job.id;
+  where id = p_job.id
+  returning pj_awaited into v_awaited;
+  if v_awaited then
+    perform procjobs.announce_ends(array[p_job.id]);
+  end if;
 end
 $$;
 comment on function procjobs.close_job(public.procrastinate_jobs, public.procrastinate_job_status, text, jsonb) is
   'Ends a running job that neither succeeded nor failed: it goes to the history or, where the worker keeps finished jobs, stays.';
+
+create or replace function procjobs.cancel_is_wanted(p_job public.procrastinate_jobs)
+returns boolean
+language sql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  select p_job.abort_requested and p_job.pj_cancel ->> 'timeout' is distinct from 'true'
+$$;
+comment on function procjobs.cancel_is_wanted(public.procrastinate_jobs) is
+  'Whether somebody asked to cancel a running job, so that it does not run again. A request because of its timeout stops only this run.';
 
 create or replace function procjobs.settle_failure(p_job public.procrastinate_jobs, p_result jsonb)
 returns text
@@ -121,25 +150,25 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_task procjobs.tasks;
+  v_policy record;
   v_runs integer := p_job.attempts + 1;
   v_max integer;
   v_at timestamptz;
 begin
-  select t.* into v_task from procjobs.tasks t where t.name = p_job.task_name;
-  v_max := coalesce(p_job.pj_max_attempts, v_task.max_attempts);
+  select p.* into v_policy from procjobs.task_policy(p_job.task_name) p;
+  v_max := coalesce(p_job.pj_max_attempts, v_policy.max_attempts);
 
   -- Upstream's strategies decide in Python and say when; a limit on the job itself still holds.
-  if p_job.abort_requested or p_result ->> 'retry' = 'never' or v_runs >= v_max then
+  if procjobs.cancel_is_wanted(p_job) or p_result ->> 'retry' = 'never' or v_runs >= v_max then
     v_at := null;
   elsif p_result ->> 'retry' = 'at' then
     v_at := coalesce((p_result ->> 'retry_at')::timestamptz, procjobs.clock());
   elsif v_max is not null then
     v_at := procjobs.clock() + procjobs.retry_delay(
       v_runs,
-      coalesce(v_task.backoff_base, interval '10 seconds'),
-      coalesce(v_task.backoff_cap, interval '1 hour'),
-      coalesce(v_task.backoff_jitter, true)
+      coalesce(v_policy.backoff_base, interval '10 seconds'),
+      coalesce(v_policy.backoff_cap, interval '1 hour'),
+      coalesce(v_policy.backoff_jitter, true)
     );
   end if;
 
@@ -169,16 +198,17 @@ declare
 begin
   select j.id into v_sibling
   from public.procrastinate_jobs j
-  where j.queueing_lock = p_job.queueing_lock
-    and j.status = 'todo';
+  where (j.queueing_lock = p_job.queueing_lock or j.pj_waiting_key = p_job.pj_waiting_key)
+    and j.status = 'todo'
+  limit 1;
   perform procjobs.note_attempt(p_job, 'superseded', p_result, null);
   perform procjobs.close_job(
-    p_job, 'cancelled', format('superseded: job %s waits with the same queueing lock', v_sibling), p_result
+    p_job, 'cancelled', format('superseded: job %s waits with the same queueing lock or key', v_sibling), p_result
   );
 end
 $$;
 comment on function procjobs.supersede_job(public.procrastinate_jobs, jsonb) is
-  'Ends a job that cannot wait again because a waiting job holds its queueing lock.';
+  'Ends a job that cannot wait again because a waiting job holds its queueing lock or its key.';
 
 create or replace function procjobs.settle_crash(p_job public.procrastinate_jobs, p_result jsonb, p_delay interval)
 returns text
@@ -189,7 +219,7 @@ declare
   v_crashes integer := p_job.pj_crashes + 1;
   v_at timestamptz := procjobs.clock() + p_delay * power(2, v_crashes - 1);
 begin
-  if v_crashes >= 3 or p_job.abort_requested then
+  if v_crashes >= 3 or procjobs.cancel_is_wanted(p_job) then
     perform procjobs.note_attempt(p_job, 'crashed', p_result, null);
     perform procjobs.bury_job(p_job, p_job.attempts, v_crashes);
     return 'failed';
@@ -216,6 +246,10 @@ declare
   v_outcome text := p_result ->> 'outcome';
   v_at timestamptz;
 begin
+  if v_outcome = 'cancelled' and p_job.abort_requested and not procjobs.cancel_is_wanted(p_job) then
+    return procjobs.settle_failure(p_job, p_result || jsonb_build_object(
+      'error_class', 'JobTimeout', 'error_message', 'it ran longer than its timeout; its worker was asked to stop it'));
+  end if;
   case v_outcome
     when 'failed' then
       return procjobs.settle_failure(p_job, p_result);
@@ -242,7 +276,7 @@ begin
               hint = 'One of failed, crashed, cancelled, discarded, snoozed, released, parked.';
   end case;
 
-  if p_job.abort_requested then
+  if procjobs.cancel_is_wanted(p_job) then
     -- Somebody asked to cancel it: it does not go back to waiting.
     perform procjobs.note_attempt(p_job, 'cancelled', p_result, null);
     perform procjobs.close_job(p_job, 'aborted', p_job.pj_cancel ->> 'reason', p_result);

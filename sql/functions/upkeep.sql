@@ -1,5 +1,5 @@
 -- Upkeep: what must happen again and again, whoever does it.
--- Owns:        upkeep_state, the daily partitions of job_history.
+-- Owns:        upkeep_state.
 -- Lock order:  an advisory lock (one caller at a time, the others return at once), then as the called functions say.
 
 create or replace function procjobs.chore_is_due(p_chore text, p_every interval)
@@ -20,69 +20,6 @@ as $$
 $$;
 comment on function procjobs.chore_is_due(text, interval) is
   'True, and noted as run now, when a chore last ran at least this long ago (or in the future, after a clock was set back).';
-
-create or replace function procjobs.ensure_history_partition(p_day date)
-returns boolean
-language plpgsql
-set search_path = pg_catalog, pg_temp
-set lock_timeout = '1s'
-as $$
-declare
-  v_name text := 'job_history_' || to_char(p_day, 'YYYYMMDD');
-  v_from timestamptz := p_day::timestamp at time zone 'UTC';
-  v_to timestamptz := (p_day + 1)::timestamp at time zone 'UTC';
-begin
-  if to_regclass('procjobs.' || v_name) is not null then
-    return false;
-  end if;
-
-  -- Rows of that day that came before their partition move over before it is attached.
-  execute format('create table procjobs.%I (like procjobs.job_history including defaults)', v_name);
-  lock table procjobs.job_history_default in access exclusive mode;
-  execute format(
-    'with moved as (
-       delete from procjobs.job_history_default
-       where finished_at >= $1 and finished_at < $2
-       returning *
-     )
-     insert into procjobs.%I select * from moved', v_name
-  ) using v_from, v_to;
-  execute format(
-    'alter table procjobs.job_history attach partition procjobs.%I for values from (%L) to (%L)', v_name, v_from, v_to
-  );
-  execute format('comment on table procjobs.%I is %L', v_name, 'Jobs that ended on ' || p_day || ' (UTC).');
-  return true;
-end
-$$;
-comment on function procjobs.ensure_history_partition(date) is
-  'Creates the history partition of one day (UTC), if it is missing, and moves into it what the default partition caught.';
-
-create or replace function procjobs.ensure_history_partitions(p_days_ahead integer default 7)
-returns integer
-language plpgsql
-security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_today date := (procjobs.clock() at time zone 'UTC')::date;
-  v_count integer := 0;
-begin
-  for v_ahead in 0 .. p_days_ahead loop
-    begin
-      v_count := v_count + procjobs.ensure_history_partition(v_today + v_ahead)::integer;
-    exception
-      when lock_not_available or duplicate_table or unique_violation then
-        -- Somebody reads the default partition for long, or creates the same one: the next pass is soon.
-        raise notice 'history partition of % not created yet: %', v_today + v_ahead, sqlerrm;
-        exit;
-    end;
-  end loop;
-  return v_count;
-end
-$$;
-comment on function procjobs.ensure_history_partitions(integer) is
-  'Creates the history partitions of today and the coming days. Returns how many were new. '
-  'Definer: only the owner creates tables.';
 
 create or replace function procjobs.forget_workers()
 returns integer
@@ -132,20 +69,32 @@ begin
     perform procjobs.run_chore('promote_due', null);
     perform procjobs.run_chore('rescue_jobs', null);
     perform procjobs.run_chore('sweep_locks', interval '2 seconds');
+    perform procjobs.run_chore('stop_overdue_jobs', interval '5 seconds');
+    perform procjobs.run_chore('resume_paused_jobs', null);
+    perform procjobs.run_chore('forget_progress', interval '1 hour');
+    perform procjobs.run_chore('sweep_limits', null);
+    perform procjobs.run_chore('sweep_batches', interval '2 seconds');
+    perform procjobs.run_chore('sweep_unique_keys', interval '1 minute');
     perform procjobs.run_chore('ensure_history_partitions', interval '1 minute');
     perform procjobs.run_chore('forget_workers', interval '1 hour');
+    perform procjobs.run_chore('forget_limit_state', interval '1 minute');
+    -- Last: it may hold a lock on the whole history, until this ends.
+    perform procjobs.run_chore('run_retention', interval '1 minute');
   end if;
 
-  return (
-    select extract(epoch from j.scheduled_at) - extract(epoch from procjobs.clock())  -- the time may be infinite
-    from public.procrastinate_jobs j
-    where j.status = 'todo'
-      and j.pj_waits_for = 'time'
-    order by j.scheduled_at
-    limit 1
+  return least(
+    (
+      select extract(epoch from j.scheduled_at) - extract(epoch from procjobs.clock())  -- the time may be infinite
+      from public.procrastinate_jobs j
+      where j.status = 'todo'
+        and j.pj_waits_for = 'time'
+      order by j.scheduled_at
+      limit 1
+    ),
+    procjobs.limits_due_in()
   );
 end
 $$;
 comment on function procjobs.upkeep() is
   'One round of upkeep: due jobs, dead workers, stranded locks, history partitions. Every worker calls it about once a second; pg_cron may. '
-  'Returns the seconds until the next scheduled job is due (null: none). Definer: the worker role has no rights on tables.';
+  'Returns the seconds until the next scheduled job is due or the next rate has room (null: none). Definer: the worker role has no rights on tables.';

@@ -153,7 +153,11 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_ids bigint[] := array(select d.id from deleted d);
+  v_limited bigint[] := array(select d.id from deleted d where d.pj_limits is not null and d.status = 'doing');
 begin
+  if v_limited <> '{}' then
+    perform procjobs.release_grants(v_limited);
+  end if;
   update public.procrastinate_periodic_defers
   set job_id = null
   where job_id = any(v_ids);

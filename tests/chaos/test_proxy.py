@@ -43,7 +43,7 @@ async def test_11_the_python_client_says_so_and_does_not_send_it_again(proxied: 
     app = procjobs.App(proxied.fleet.dsn)
     async with app.open_async():
         deferrer = app.configure_task("work", queueing_lock="one")
-        proxy.lose("COMMIT")
+        proxy.lose("procjobs.enqueue(")
         with pytest.raises((ConnectorException, DatabaseError)):
             await deferrer.defer_async(key="a")
         # Whoever sends it again and may not have two gives it a queueing lock.

@@ -69,7 +69,8 @@ def test_what_reads_the_clock_is_not_immutable(sql: Sql) -> None:
 def test_time_comes_from_the_clock_only(sql: Sql) -> None:
     query = """
       select proname::text from pg_proc
-      where pronamespace = 'procjobs'::regnamespace and proname <> 'clock' and proname not like 'host\\_%'
+      where pronamespace = 'procjobs'::regnamespace
+        and proname not in ('clock', 'wall_clock') and proname not like 'host\\_%'
         and prosrc ~* '\\m(now\\(\\)|current_timestamp|current_date|(statement|clock|transaction)_timestamp)'"""
     assert sql(query) == []
 

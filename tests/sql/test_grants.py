@@ -10,7 +10,8 @@ import pytest
 from .conftest import SEND, Sql, Worker
 
 ENQUEUE = {
-    "defer", "defer_many", "enqueue_jobs", "enqueue_notification_job", "check_arguments", "job_status", "clock",
+    "defer", "defer_many", "debounce", "throttle", "enqueue", "enqueue_jobs", "create_batch", "seal_batch",
+    "enqueue_notification_job", "check_arguments", "job_status", "clock",
 }  # fmt: skip
 
 CRON = {
@@ -25,17 +26,27 @@ MAY_EXECUTE = {
     "procjobs_producer": ENQUEUE | CRON | {
         "enqueue_on_change", "drop_enqueue_on_change", "enqueue_changed_row", "change_trigger_name",
         "change_table_fault", "change_trigger_fault", "option_fault", "raise_fault",
+        "job_result", "job_outcome", "await_job",
     },
     "procjobs_worker": ENQUEUE | CRON | {
         "register_worker", "register_tasks", "heartbeat", "drain_worker", "stop_worker", "claim_jobs", "finish_jobs",
         "settle_jobs", "release_unknown", "abort_requests", "rescue_jobs", "upkeep", "ensure_history_partitions",
         "delete_old_jobs", "defer_periodic", "last_periodic", "due_periodic", "begin_delivery", "finish_delivery",
+        "report_progress", "job_result", "job_outcome", "await_job",
     },
     "procjobs_reader": CRON | {
+        "doctor", "doctor_server", "doctor_horizon", "doctor_logins", "doctor_tables", "doctor_fleet",
+        "explain_claim", "claim_plans", "say_span",
+        "list_tasks", "list_limits", "list_batches",
         "why_not_running", "job_timeline", "list_jobs", "job_report", "list_queues", "list_workers", "job_status",
-        "may_see_arguments", "say_time", "raise_job_not_found", "clock",
+        "may_see_arguments", "say_time", "raise_job_not_found", "clock", "list_retention", "list_retention_passes",
+        "list_dead_groups", "list_dead_letters", "jobs_as_of", "job_transitions",
     },
-    "procjobs_admin": {"cancel", "retry", "pause_queue", "resume_queue"},
+    "procjobs_admin": {
+        "set_limit", "drop_limit", "set_queue",
+        "set_task", "reset_task", "pause_task", "resume_task", "edit_job", "cancel_jobs", "retry_jobs", "discard_jobs",
+        "set_retention", "drop_retention", "run_retention", "redrive", "purge_dead_letters",
+        "cancel", "retry", "pause_queue", "resume_queue"},
 }  # fmt: skip
 
 #: (role, relation) -> privileges
@@ -43,8 +54,21 @@ MAY_USE = {
     ("procjobs_producer", "tasks"): {"SELECT"},
     **{
         ("procjobs_reader", view): {"SELECT"}
-        for view in ("jobs", "dead_letters", "attempts", "actions", "queues", "workers", "tasks")
+        for view in (
+            "limit_use",
+            "task_policies",
+            "bulk_log",
+            "jobs",
+            "batches",
+            "dead_letters",
+            "attempts",
+            "actions",
+            "queues",
+            "workers",
+            "tasks",
+        )
     },
+    **{("procjobs_reader", view): {"SELECT"} for view in ("dead_letter_groups", "retention", "retention_passes")},
     **{("procjobs_admin", table): {"SELECT"} for table in ("notification_jobs", "notification_delivery_logs")},
 }
 
@@ -145,7 +169,7 @@ def test_other_functions_pin_their_path_too_unless_they_are_to_be_inlined(sql: S
              and not coalesce(p.proconfig @> array['search_path=pg_catalog, pg_temp'], false)
            order by 1"""
     )
-    assert loose == [("clock",), ("cron_next",), ("is_plain",)]
+    assert loose == [("clock",), ("cron_next",), ("is_plain",), ("limit_key",), ("limit_room",)]
 
 
 def test_what_runs_with_the_owners_rights_is_an_entry_point_of_some_role(sql: Sql) -> None:
@@ -247,7 +271,7 @@ def test_a_reader_looks_and_changes_nothing(
     register("send", None)
     job = sql.one("select procjobs.defer('send')")
     acting("procjobs_reader")
-    for view in ("jobs", "dead_letters", "attempts", "actions", "queues", "workers", "tasks"):
+    for view in ("jobs", "batches", "dead_letters", "attempts", "actions", "queues", "workers", "tasks"):
         sql(f"select * from procjobs.{view}")
     for updatable in ("attempts", "actions", "tasks"):
         denied(sql, f"delete from procjobs.{updatable}")

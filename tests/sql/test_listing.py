@@ -266,15 +266,15 @@ def read(plan: dict[str, Any]) -> dict[str, float]:
     return halves
 
 
-#: query, rows read at most of the hot table and of the history
+#: query, rows read at most of the hot table and of the history (None: it does not look there)
 QUICK = [
     ("select * from procjobs.jobs where id = 77", 1, 0),
     ("select * from procjobs.jobs where id = 150077", 0, 1),
     ("select * from procjobs.jobs order by id desc limit 50", 1, 50),
     ("select * from procjobs.jobs where id < 120000 order by id desc limit 50", 1, 50),
     ("select * from procjobs.jobs where status = 'failed' order by id desc limit 50", 51, 100),
-    ("select * from procjobs.dead_letters order by id desc limit 50", 51, 100),
-    ("select * from procjobs.jobs where status = 'cancelled' order by id desc limit 50", 100000, 51),
+    ("select * from procjobs.dead_letters order by id desc limit 50", 51, None),
+    ("select * from procjobs.jobs where status = 'cancelled' order by id desc limit 50", 100000, 100),
 ]
 
 
@@ -282,9 +282,11 @@ QUICK = [
 def test_common_questions_read_few_rows_of_both_halves(sql: Sql, large: None, explain: Explain) -> None:
     for query, hot, history in QUICK:
         found = read(explain(query, analyze=True))
-        assert set(found) == {"procrastinate_jobs", "job_history_default"}
+        assert set(found) == {"procrastinate_jobs", "job_history_default"} - (
+            {"job_history_default"} if history is None else set()
+        )
         assert found["procrastinate_jobs"] <= hot, (query, found)
-        assert found["job_history_default"] <= history, (query, found)
+        assert found.get("job_history_default", 0) <= (history or 0), (query, found)
 
 
 @pytest.mark.slow

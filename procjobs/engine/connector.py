@@ -1,0 +1,75 @@
+"""Procrastinate's psycopg connector with one round trip for a statement instead of four."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import psycopg
+from procrastinate import PsycopgConnector, SyncPsycopgConnector
+from procrastinate.psycopg_connector import wrap_exceptions
+from psycopg_pool import AsyncConnectionPool
+
+from procjobs.db import heed_pooler, heed_pooler_sync
+
+__all__ = ["Connector", "quicken"]
+
+
+class Connector(PsycopgConnector):
+    """Each query is one statement: no BEGIN and COMMIT around it, and no query before it to see if the server lives."""
+
+    @wrap_exceptions()  # type: ignore[untyped-decorator]
+    async def _create_pool(self, pool_args: dict[str, Any]) -> AsyncConnectionPool[Any]:
+        return self._pool_factory(**{"configure": heed_pooler, **pool_args}, open=False, check=check_connection)
+
+    def get_sync_connector(self) -> Any:
+        """The one for programs without an event loop, made on first use."""
+        made = super().get_sync_connector()
+        if isinstance(made, SyncPsycopgConnector) and "configure" not in made._pool_args:
+            made._pool_args = {**made._pool_args, "configure": heed_pooler_sync}
+        return made
+
+    @contextlib.asynccontextmanager
+    async def _get_cursor(
+        self, connection: psycopg.AsyncConnection[Any] | None = None
+    ) -> AsyncGenerator[psycopg.AsyncCursor[Any]]:
+        if connection is not None:
+            async with super()._get_cursor(connection) as cursor:
+                yield cursor
+            return
+        async with self.pool.connection() as pooled, autocommit(pooled), super()._get_cursor(pooled) as cursor:
+            yield cursor
+
+
+@contextlib.asynccontextmanager
+async def autocommit(connection: psycopg.AsyncConnection[Any]) -> AsyncGenerator[None]:
+    """Whoever takes the connection from the pool by himself finds it as the pool made it."""
+    if connection.autocommit:
+        yield
+        return
+    await connection.set_autocommit(True)
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            await connection.set_autocommit(False)
+
+
+async def check_connection(connection: psycopg.AsyncConnection[Any]) -> None:
+    """Ask the server only if it has sent something unasked: a closed connection says so."""
+    if _readable(connection.pgconn.socket):
+        await AsyncConnectionPool.check_connection(connection)
+
+
+def _readable(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN | select.POLLHUP | select.POLLERR)
+    return bool(poll.poll(0))
+
+
+def quicken(connector: Any) -> None:
+    """Make a connector of Procrastinate's own class one of ours, in place: references to it are already out."""
+    if type(connector) is PsycopgConnector:
+        connector.__class__ = Connector

@@ -1,0 +1,252 @@
+-- Queues whose next job is not simply the first by priority: tenants take turns, or waiting raises the priority.
+-- Owns:        queue_settings.fair, last_tenant and ageing.
+-- Lock order:  queue_settings, skipping a row that another claim holds.
+-- What is chosen here is only looked at; the claim locks it and judges it like any other.
+
+create or replace function procjobs.choose_jobs(p_special text[], p_queues text[], p_max_jobs integer)
+returns bigint[]
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue record;
+  v_chosen bigint[] := '{}'::bigint[];
+begin
+  for v_queue in
+    select s.queue, s.share, q.fair, q.ageing
+    from procjobs.claim_shares(p_queues, p_max_jobs) s
+    join procjobs.queue_settings q on q.name = s.queue
+    where s.queue = any (p_special)
+  loop
+    v_chosen := v_chosen || case
+      when v_queue.fair then procjobs.choose_in_turn(v_queue.queue, v_queue.share)
+      else procjobs.choose_by_age(v_queue.queue, v_queue.share, v_queue.ageing)
+    end;
+  end loop;
+  return v_chosen;
+end
+$$;
+comment on function procjobs.choose_jobs(text[], text[], integer) is
+  'The next jobs of the special queues among p_queues, as many as their share of a claim of p_max_jobs, in order.';
+
+create or replace function procjobs.tenants_in_turn(p_queue text, p_after text, p_max_tenants integer)
+returns text[]
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+set enable_bitmapscan = off
+as $$
+  -- A loose index scan from p_after on: one probe a tenant, however many jobs each has.
+  with recursive turn(tenant, n) as (
+    (
+      select j.pj_tenant, 1
+      from public.procrastinate_jobs j
+      where j.status = 'todo'
+        and j.pj_waits_for is null
+        and j.pj_tenant is not null
+        and j.queue_name = p_queue
+        and j.pj_tenant > p_after
+      order by j.pj_tenant
+      limit 1
+    )
+    union all
+    select
+      (
+        select j.pj_tenant
+        from public.procrastinate_jobs j
+        where j.status = 'todo'
+          and j.pj_waits_for is null
+          and j.pj_tenant is not null
+          and j.queue_name = p_queue
+          and j.pj_tenant > turn.tenant
+        order by j.pj_tenant
+        limit 1
+      ),
+      turn.n + 1
+    from turn
+    where turn.tenant is not null
+      and turn.n < p_max_tenants
+  )
+  select coalesce(array_agg(tenant order by n), '{}')
+  from turn
+  where tenant is not null
+$$;
+comment on function procjobs.tenants_in_turn(text, text, integer) is
+  'The next tenants after one, in the order of their names, that have a claimable job in a queue.';
+
+create or replace function procjobs.choose_in_turn(p_queue text, p_max_jobs integer)
+returns bigint[]
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+set enable_bitmapscan = off
+as $$
+declare
+  v_last text;
+  v_tenants text[];
+  v_ids bigint[];
+  v_next text;
+begin
+  select s.last_tenant into v_last
+  from procjobs.queue_settings s
+  where s.name = p_queue
+  for update skip locked;
+
+  v_tenants := procjobs.tenants_in_turn(p_queue, coalesce(v_last, ''), p_max_jobs);
+  if cardinality(v_tenants) < p_max_jobs and v_last is not null then
+    v_tenants := v_tenants || array(
+      select t from unnest(procjobs.tenants_in_turn(p_queue, '', p_max_jobs)) with ordinality as again(t, n)
+      where t <= v_last
+      order by n
+    );
+  end if;
+
+  with line as (
+    select own.id, own.place, t.n, t.tenant
+    from unnest(v_tenants) with ordinality as t(tenant, n)
+    cross join lateral (
+      select j.id, row_number() over (order by j.priority desc, j.id) as place
+      from (
+        select i.id, i.priority
+        from public.procrastinate_jobs i
+        where i.status = 'todo'
+          and i.pj_waits_for is null
+          and i.pj_tenant is not null
+          and i.queue_name = p_queue
+          and i.pj_tenant = t.tenant
+        order by i.priority desc, i.id
+        limit greatest(1, least(p_max_jobs, 20000 / cardinality(v_tenants)))
+      ) j
+    ) own
+    union all
+    -- Those of nobody are one tenant more, as far as they stand in front.
+    select free.id, row_number() over (order by free.priority desc, free.id), 0, null
+    from (
+      select j.id, j.priority, j.pj_tenant
+      from public.procrastinate_jobs j
+      where j.status = 'todo'
+        and j.pj_waits_for is null
+        and j.queue_name = p_queue
+      order by j.priority desc, j.id
+      limit 1000
+    ) free
+    where free.pj_tenant is null
+    order by 2, 3
+    limit p_max_jobs
+  )
+  select array_agg(l.id order by l.place, l.n), (array_agg(l.tenant order by l.place desc, l.n desc) filter (where l.tenant is not null))[1]
+  into v_ids, v_next
+  from line l;
+
+  update procjobs.queue_settings
+  set last_tenant = v_next
+  where name in (select s.name from procjobs.queue_settings s where s.name = p_queue for update skip locked)
+    and v_next is not null;
+  return coalesce(v_ids, '{}');
+end
+$$;
+comment on function procjobs.choose_in_turn(text, integer) is
+  'The next jobs of a fair queue: one of each tenant in turn, within a tenant by priority and id; the next claim goes on where this one ended.';
+
+create or replace function procjobs.choose_by_age(p_queue text, p_max_jobs integer, p_ageing interval)
+returns bigint[]
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+set enable_bitmapscan = off
+as $$
+  -- The levels of priority by a loose index scan; of each those that wait longest.
+  with recursive level(priority) as (
+    (
+      select j.priority
+      from public.procrastinate_jobs j
+      where j.status = 'todo'
+        and j.pj_waits_for is null
+        and j.queue_name = p_queue
+      order by j.priority desc
+      limit 1
+    )
+    union all
+    select (
+      select j.priority
+      from public.procrastinate_jobs j
+      where j.status = 'todo'
+        and j.pj_waits_for is null
+        and j.queue_name = p_queue
+        and j.priority < level.priority
+      order by j.priority desc
+      limit 1
+    )
+    from level
+    where level.priority is not null
+  ),
+  line as (
+    select
+      front.id,
+      front.priority + floor(
+        extract(epoch from procjobs.clock() - coalesce(greatest(front.pj_created_at, front.scheduled_at), procjobs.clock()))
+        / extract(epoch from p_ageing)
+      ) as priority
+    from level l
+    cross join lateral (
+      select j.id, j.priority, j.pj_created_at, j.scheduled_at
+      from public.procrastinate_jobs j
+      where j.status = 'todo'
+        and j.pj_waits_for is null
+        and j.queue_name = p_queue
+        and j.priority = l.priority
+      order by j.id
+      limit p_max_jobs
+    ) front
+    where l.priority is not null
+    order by 2 desc, 1
+    limit p_max_jobs
+  )
+  select coalesce(array_agg(l.id order by l.priority desc, l.id), '{}')
+  from line l
+$$;
+comment on function procjobs.choose_by_age(text, integer, interval) is
+  'The next jobs of an ageing queue: by priority plus one point for each p_ageing that a job has waited, then by id.';
+
+drop function if exists procjobs.set_queue(text, boolean, interval);
+create or replace function procjobs.set_queue(queue text, fair boolean default null, ageing interval default null)
+returns boolean
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_changed boolean;
+  v_problem text := case
+    when coalesce(length(set_queue.queue), 0) not between 1 and 128 then 'a queue name has 1 to 128 characters'
+    when set_queue.fair and set_queue.ageing is not null then 'a queue takes turns between tenants or ages, not both'
+    when set_queue.ageing <= interval '0' then 'ageing is not a positive length of time'
+  end;
+begin
+  if v_problem is not null then
+    raise exception 'queue % cannot be set so', quote_nullable(set_queue.queue)
+      using errcode = 'PJ010',
+            detail = v_problem,
+            hint = 'For example: select procjobs.set_queue(''mail'', fair => true), or ageing => ''10 minutes''; without both it is by priority and id.';
+  end if;
+
+  insert into procjobs.queue_settings as q (name, fair, ageing)
+  values (set_queue.queue, coalesce(set_queue.fair, false), set_queue.ageing)
+  on conflict (name) do update
+    set fair = excluded.fair,
+        ageing = excluded.ageing,
+        last_tenant = null
+    where (q.fair, q.ageing) is distinct from (excluded.fair, excluded.ageing)
+  returning true into v_changed;
+  return coalesce(v_changed, false);
+end
+$$;
+comment on function procjobs.set_queue(text, boolean, interval) is
+  'How the next job of a queue is chosen, at once: fair takes turns between tenants (defer''s tenant); ageing adds a point of priority for each such time that a job waits, '
+  'so that low priority is not starved; neither: by priority and id. False if it was so already. Definer: the admin role has no rights on tables.';

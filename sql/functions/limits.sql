@@ -1,0 +1,501 @@
+-- Limits over the whole fleet: how many jobs run at once, and how many start within a period.
+-- Owns:        limits, limit_state, limit_grants; procrastinate_jobs.pj_held_by of jobs that wait for a limit.
+-- Lock order:  procrastinate_jobs (rows of this claim), limit_state by key, limit_grants.
+-- The claim takes the state rows of the keys it meets, counts, and takes no more than there is room for, in one transaction:
+-- exact over any number of workers. Grants end in the transaction in which the job stops running, whoever stops it
+-- (triggers), so that there is nothing to leak. A job that meets an exhausted limit leaves the claim's index until there is
+-- room again: it hides nobody.
+
+create or replace function procjobs.limit_key(
+  p_name text, p_key text, p_tenant text, p_lock text, p_args jsonb
+)
+returns text
+language sql
+immutable
+parallel safe
+as $$
+  select p_name || case
+    when p_key is null then ''
+    when p_key = 'tenant' then ':' || case when octet_length(p_tenant) > 200 then md5(p_tenant) else p_tenant end
+    when p_key = 'lock' then ':' || case when octet_length(p_lock) > 200 then md5(p_lock) else p_lock end
+    when octet_length(p_args #>> (string_to_array(p_key, '.'))[2:]) > 200
+      then ':' || md5(p_args #>> (string_to_array(p_key, '.'))[2:])
+    else ':' || (p_args #>> (string_to_array(p_key, '.'))[2:])
+  end
+$$;
+comment on function procjobs.limit_key(text, text, text, text, jsonb) is
+  'What a job counts for under a limit: the limit''s name and the job''s value of its key. Null: the job has no such value, the limit is not for it. '
+  'Without a SET clause, so that the planner can inline it.';
+
+create or replace function procjobs.limit_room(p_keys text[], p_now timestamptz)
+returns table (key text, room integer, resets_at timestamptz)
+language sql
+stable
+as $$
+  select
+    s.key,
+    greatest(0, least(l.max_running - running.n, l.rate - recent.n))::integer,
+    case when recent.n >= l.rate then recent.first + l.per end
+  from procjobs.limit_state s
+  join procjobs.limits l on l.name = s.limit_name
+  cross join lateral (
+    select case when l.max_running is not null then (
+      select count(*) from procjobs.limit_grants g where g.key = s.key
+    ) end as n
+  ) running
+  cross join lateral (
+    select coalesce(sum(c.n), 0) as n, min(c.at) as first
+    from unnest(s.starts, s.counts) as c(at, n)
+    where c.at > p_now - l.per
+  ) recent
+  where s.key = any (p_keys)
+$$;
+comment on function procjobs.limit_room(text[], timestamptz) is
+  'How many jobs more may start now under each of these keys; resets_at: when the rate lets the next one go, if it is exhausted. '
+  'Exact only for whoever holds the rows of limit_state. Without a SET clause, so that the planner can inline it.';
+
+create or replace function procjobs.note_starts(p_keys text[], p_counts integer[], p_now timestamptz)
+returns void
+language sql
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
+as $$
+  -- Starts within a hundredth of the period become one entry, at the later time: the row stays small, the count never low.
+  update procjobs.limit_state s
+  set (starts, counts) = (
+    select array_agg(b.at order by b.at), array_agg(b.n order by b.at)
+    from (
+      select max(e.at) as at, sum(e.n)::integer as n
+      from (
+        select c.at, c.n from unnest(s.starts, s.counts) as c(at, n)
+        union all
+        select p_now, t.n
+      ) e
+      where e.at > p_now - l.per
+      group by floor(extract(epoch from e.at) * 100 / extract(epoch from l.per))
+    ) b
+  )
+  from unnest(p_keys, p_counts) as t(key, n), procjobs.limits l
+  where s.key = t.key
+    and l.name = s.limit_name
+    and l.rate is not null
+$$;
+comment on function procjobs.note_starts(text[], integer[], timestamptz) is 'Notes that so many jobs start now under each of these keys.';
+
+create or replace function procjobs.take_limit_state(p_keys text[], p_names text[], p_wait boolean)
+returns text[]
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+set plan_cache_mode = force_generic_plan
+as $$
+begin
+  insert into procjobs.limit_state (key, limit_name)
+  select distinct on (k.key) k.key, k.name
+  from unnest(p_keys, p_names) as k(key, name)
+  where not exists (select from procjobs.limit_state s where s.key = k.key)
+  order by k.key
+  on conflict do nothing;
+
+  if p_wait then
+    return array(
+      select s.key from procjobs.limit_state s where s.key = any (p_keys) order by s.key for update
+    );
+  end if;
+  return array(
+    select s.key from procjobs.limit_state s where s.key = any (p_keys) order by s.key for update skip locked
+  );
+end
+$$;
+comment on function procjobs.take_limit_state(text[], text[], boolean) is
+  'Locks the rows of these keys, made if need be, in the order of the keys; without p_wait those that nobody else holds. Returns the keys.';
+
+create or replace function procjobs.admit_jobs(p_ids bigint[], p_max_jobs integer, p_wait boolean)
+returns table (admitted bigint[], keys jsonb, turned_away bigint[], turned_by text[])
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+set plan_cache_mode = force_generic_plan
+set enable_nestloop = off
+as $$
+declare
+  v_ids bigint[];
+  v_keys text[];
+  v_names text[];
+  v_taken text[];
+  v_limit text;
+  v_over bigint[];
+  v_by text[];
+  v_counts integer[];
+  v_now timestamptz;
+begin
+  admitted := p_ids;
+  select array_agg(m.id), array_agg(m.key), array_agg(m.name)
+  into v_ids, v_keys, v_names
+  from (
+    select j.id, l.name, procjobs.limit_key(l.name, l.key, j.pj_tenant, j.lock, j.args) as key
+    from public.procrastinate_jobs j
+    join procjobs.limits l on coalesce(l.task = j.task_name, true) and coalesce(l.queue = j.queue_name, true)
+    where j.id = any (p_ids)
+    offset 0  -- or the key is made twice
+  ) m
+  where m.key is not null;
+  if v_ids is null then
+    admitted := admitted[1:p_max_jobs];
+    return next;
+    return;
+  end if;
+
+  v_taken := procjobs.take_limit_state(v_keys, v_names, p_wait);
+  v_now := procjobs.wall_clock();
+  -- One limit after the other: what one turns away does not count for the next.
+  for v_limit in select distinct n from unnest(v_names) n order by n loop
+    with room as materialized (
+      select r.key, r.room from procjobs.limit_room(v_taken, v_now) r
+    )
+    select array_agg(r.id), array_agg(r.key)
+    into v_over, v_by
+    from (
+      select m.id, m.key, row_number() over (partition by m.key order by a.n) as place
+      from unnest(admitted) with ordinality as a(id, n)
+      join unnest(v_ids, v_keys, v_names) as m(id, key, name) on m.id = a.id and m.name = v_limit
+    ) r
+    left join room on room.key = r.key
+    where r.place > coalesce(room.room, 0);
+
+    turned_away := turned_away || v_over;
+    turned_by := turned_by || v_by;
+    if v_over is not null then
+      admitted := array(
+        select a.id
+        from unnest(admitted) with ordinality as a(id, n)
+        where not exists (select from unnest(v_over) as o(id) where o.id = a.id)
+        order by a.n
+      );
+    end if;
+  end loop;
+  admitted := admitted[1:p_max_jobs];
+
+  with let as (
+    select m.id, m.key, m.name
+    from unnest(v_ids, v_keys, v_names) as m(id, key, name)
+    join unnest(admitted) as a(id) on a.id = m.id
+  ),
+  granted as (
+    insert into procjobs.limit_grants (key, job_id)
+    select let.key, let.id
+    from let
+    join procjobs.limits l on l.name = let.name and l.max_running is not null
+    returning key, job_id
+  )
+  select
+    (select jsonb_object_agg(g.job_id, g.held) from (select job_id, jsonb_agg(key) as held from granted group by job_id) g),
+    (select array_agg(c.key order by c.key) from (select distinct key from let) c),
+    (select array_agg(c.n order by c.key) from (select key, count(*)::integer as n from let group by key) c)
+  into keys, v_keys, v_counts;
+  perform procjobs.note_starts(v_keys, v_counts, v_now);
+  return next;
+end
+$$;
+comment on function procjobs.admit_jobs(bigint[], integer, boolean) is
+  'Which of these jobs, locked by the caller and in this order, the limits let start now, at most p_max_jobs; and those turned away, with the key of the limit. '
+  'Counts the starts and makes the grants (keys: by job). Without p_wait the keys that another claim holds have no room.';
+
+create or replace function procjobs.turn_away(p_ids bigint[], p_keys text[])
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+set plan_cache_mode = force_generic_plan
+as $$
+declare
+  v_dropped record;
+begin
+  update public.procrastinate_jobs j
+  set pj_waits_for = 'limit',
+      pj_held_by = t.key
+  from unnest(p_ids, p_keys) as t(id, key)
+  join procjobs.limit_state s on s.key = t.key
+  join procjobs.limits l on l.name = s.limit_name and l.on_excess <> 'drop'
+  where j.id = t.id
+    and j.id = any (p_ids);
+
+  for v_dropped in
+    select t.id, l.name
+    from unnest(p_ids, p_keys) as t(id, key)
+    join procjobs.limit_state s on s.key = t.key
+    join procjobs.limits l on l.name = s.limit_name and l.on_excess = 'drop'
+    order by t.id
+  loop
+    perform procjobs.archive_job(v_dropped.id, 'cancelled', format('dropped: limit %s was reached', v_dropped.name));
+  end loop;
+  perform procjobs.stop_oldest(p_keys);
+end
+$$;
+comment on function procjobs.turn_away(bigint[], text[]) is
+  'What becomes of jobs that met an exhausted limit: they wait for it, are dropped, or the oldest running ones are asked to make room.';
+
+create or replace function procjobs.stop_oldest(p_keys text[])
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+as $$
+begin
+  -- As many as wait; those that were asked already count.
+  with excess as (
+    select k.key, l.name, count(*) as n
+    from unnest(p_keys) as k(key)
+    join procjobs.limit_state s on s.key = k.key
+    join procjobs.limits l on l.name = s.limit_name and l.on_excess = 'cancel_oldest'
+    group by k.key, l.name
+  ),
+  oldest as (
+    select o.id, e.name
+    from excess e
+    cross join lateral (
+      select j.id, j.abort_requested
+      from procjobs.limit_grants g
+      join public.procrastinate_jobs j on j.id = g.job_id and j.status is not distinct from 'doing'
+      where g.key = e.key
+      order by j.abort_requested desc, j.pj_started_at, j.id
+      limit e.n
+    ) o
+    where not o.abort_requested
+  ),
+  free as (
+    select j.id from public.procrastinate_jobs j
+    where j.id = any (array(select o.id from oldest o order by o.id))
+    order by j.id
+    for update skip locked
+  )
+  update public.procrastinate_jobs j
+  set abort_requested = true,
+      pj_cancel = jsonb_build_object(
+        'by', 'limit ' || o.name, 'at', procjobs.clock(), 'reason', 'a newer job takes its place')
+  from oldest o
+  where j.id = o.id
+    and j.id = any (array(select f.id from free f));
+end
+$$;
+comment on function procjobs.stop_oldest(text[]) is
+  'Asks the longest running jobs under these keys to stop, one for each time the key is named, where the limit says so.';
+
+create or replace function procjobs.promote_limits(p_keys text[])
+returns integer
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set enable_nestloop = on
+set jit = off
+set plan_cache_mode = force_generic_plan
+as $$
+declare
+  v_count integer;
+  v_queues text[];
+  v_locks text[];
+begin
+  with head as (
+    select held.id
+    from procjobs.limit_room(p_keys, procjobs.clock()) r
+    cross join lateral (
+      select j.id
+      from public.procrastinate_jobs j
+      where j.status = 'todo'
+        and j.pj_waits_for = 'limit'
+        and j.pj_held_by = r.key
+      order by j.priority desc, j.id
+      limit r.room
+      for update skip locked
+    ) held
+    where r.room > 0
+  ),
+  promoted as (
+    update public.procrastinate_jobs
+    set pj_waits_for = case when lock is not null then 'lock' end,
+        pj_held_by = null
+    where id = any (array(select h.id from head h order by h.id))
+    returning queue_name, lock
+  )
+  select
+    count(*),
+    array_agg(distinct queue_name::text) filter (where lock is null),
+    array_agg(distinct lock) filter (where lock is not null)
+  into v_count, v_queues, v_locks
+  from promoted;
+
+  perform procjobs.wake_queues(v_queues);
+  if v_locks is not null then
+    perform procjobs.promote_locks(v_locks);
+  end if;
+  return v_count;
+end
+$$;
+comment on function procjobs.promote_limits(text[]) is
+  'Makes as many jobs claimable as there is room for under each of these keys, by priority and id. Returns how many.';
+
+create or replace function procjobs.held_keys()
+returns setof text
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+set enable_bitmapscan = off
+as $$
+  -- A loose index scan: one probe a key, however many jobs wait for it.
+  with recursive held(key) as (
+    (
+      select j.pj_held_by
+      from public.procrastinate_jobs j
+      where j.status = 'todo'
+        and j.pj_waits_for = 'limit'
+      order by j.pj_held_by
+      limit 1
+    )
+    union all
+    select (
+      select j.pj_held_by
+      from public.procrastinate_jobs j
+      where j.status = 'todo'
+        and j.pj_waits_for = 'limit'
+        and j.pj_held_by > held.key
+      order by j.pj_held_by
+      limit 1
+    )
+    from held
+    where held.key is not null
+  )
+  select key from held where key is not null
+$$;
+comment on function procjobs.held_keys() is 'The keys of limits for which some job waits.';
+
+create or replace function procjobs.sweep_limits()
+returns integer
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_held text[] := array(select procjobs.held_keys());
+  v_orphans text[];
+begin
+  if v_held = '{}' then
+    return 0;
+  end if;
+  -- Jobs whose limit is gone wait for nothing.
+  v_orphans := array(
+    select h from unnest(v_held) h where not exists (select from procjobs.limit_state s where s.key = h)
+  );
+  if v_orphans <> '{}' then
+    perform procjobs.unhold_jobs(v_orphans);
+  end if;
+  return procjobs.promote_limits(v_held);
+end
+$$;
+comment on function procjobs.sweep_limits() is
+  'Makes the jobs claimable for which their limit has room again: when a rate''s period has passed, or a race left them behind.';
+
+create or replace function procjobs.unhold_jobs(p_keys text[], p_max_jobs integer default 10000)
+returns integer
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+  v_count integer;
+  v_queues text[];
+  v_locks text[];
+begin
+  with held as (
+    select j.id
+    from public.procrastinate_jobs j
+    where j.status = 'todo'
+      and j.pj_waits_for = 'limit'
+      and j.pj_held_by = any (p_keys)
+    limit p_max_jobs
+    for update skip locked
+  ),
+  freed as (
+    update public.procrastinate_jobs
+    set pj_waits_for = case when lock is not null then 'lock' end,
+        pj_held_by = null
+    where id = any (array(select h.id from held h order by h.id))
+    returning queue_name, lock
+  )
+  select
+    count(*),
+    array_agg(distinct queue_name::text) filter (where lock is null),
+    array_agg(distinct lock) filter (where lock is not null)
+  into v_count, v_queues, v_locks
+  from freed;
+  perform procjobs.wake_queues(v_queues);
+  if v_locks is not null then
+    perform procjobs.promote_locks(v_locks);
+  end if;
+  return v_count;
+end
+$$;
+comment on function procjobs.unhold_jobs(text[], integer) is
+  'Lets jobs be claimed that wait for these keys, whatever room there is: the claim judges them anew. At most p_max_jobs a call.';
+
+create or replace function procjobs.limits_due_in()
+returns double precision
+language sql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+  select extract(epoch from min(r.resets_at) - procjobs.clock())
+  from procjobs.limit_room(array(select procjobs.held_keys()), procjobs.clock()) r
+$$;
+comment on function procjobs.limits_due_in() is 'Seconds until a rate lets the next waiting job go; null when none waits for a rate.';
+
+create or replace function procjobs.release_grants(p_job_ids bigint[])
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+set plan_cache_mode = force_generic_plan
+as $$
+declare
+  v_keys text[];
+begin
+  with gone as (
+    delete from procjobs.limit_grants
+    where job_id = any (p_job_ids)
+    returning key
+  )
+  select array_agg(distinct key order by key) into v_keys
+  from gone;
+  if v_keys is not null and exists (
+    select
+    from public.procrastinate_jobs j
+    where j.status = 'todo'
+      and j.pj_waits_for = 'limit'
+      and j.pj_held_by = any (v_keys)
+  ) then
+    perform procjobs.promote_limits(v_keys);
+  end if;
+end
+$$;
+comment on function procjobs.release_grants(bigint[]) is 'These jobs no longer run: what they held of their limits goes to the next.';
+
+create or replace function procjobs.release_job()
+returns trigger
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform procjobs.release_grants(array[old.id]);
+  return null;
+end
+$$;
+comment on function procjobs.release_job() is
+  'Trigger: a limited job stopped running but stays in the job table. Definer: whoever ends a job need no rights on the limits.';

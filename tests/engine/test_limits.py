@@ -1,0 +1,426 @@
+"""Limits on rate and concurrency: exact over the fleet, never leaking, hiding nobody."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.conftest import Sql
+from tests.engine.fleet import Claim, Fleet, opened
+
+
+@pytest.fixture
+def fleet(sql: Sql) -> Fleet:
+    return Fleet(sql)
+
+
+@pytest.fixture
+def rival(dsn: str) -> Iterator[Fleet]:
+    """The same on another connection."""
+    with opened(dsn) as other:
+        yield other
+
+
+def limit(fleet: Fleet, name: str = "l", **keys: Any) -> None:
+    """Set a limit, of task `work` unless a queue or task is named."""
+    if not {"task", "queue"} & keys.keys():
+        keys["task"] = "work"
+    named = ", ".join(f"{key} => %s" for key in keys)
+    fleet.sql(f"select procjobs.set_limit(%s, {named})", name, *keys.values())
+
+
+def defer_for_users(sql: Sql, count: int, users: int, priority: str = "0") -> None:
+    """`count` jobs for that many users; priority is an expression."""
+    sql(
+        f"select count(e) from generate_series(1, {count}) n, procjobs.enqueue_jobs(array['work'], array['default'], "
+        f"array[{priority}], array[null], array[null], array[format('{{\"u\": %s}}', n % {users})], "
+        "array[null::timestamptz]) e"
+    )
+
+
+def held(fleet: Fleet) -> int:
+    count: int = fleet.sql.one("select count(*) from procrastinate_jobs where pj_waits_for = 'limit'")
+    return count
+
+
+# -- concurrency -----------------------------------------------------------------------------------------------------
+
+
+def test_no_more_run_than_the_limit_allows_and_a_finish_lets_the_next_go(fleet: Fleet) -> None:
+    limit(fleet, max_running=2)
+    jobs = [fleet.defer() for _ in range(5)]
+    worker = fleet.worker()
+    first = fleet.claim(worker, 5)
+    assert [claim.id for claim in first] == jobs[:2]
+    assert fleet.claim(worker, 5) == []
+    fleet.finish(first[0])
+    assert fleet.claim_ids(worker, 5) == [jobs[2]]
+
+
+def test_jobs_that_meet_a_limit_hide_nobody(fleet: Fleet) -> None:
+    limit(fleet, max_running=1)
+    fleet.defer_many(3_000)
+    fleet.policy("other")
+    free = [fleet.defer("other") for _ in range(5)]
+    assert fleet.claim_ids(fleet.worker("other"), 6)[1:] == free
+
+
+def test_the_jobs_that_wait_go_by_priority_and_id(fleet: Fleet) -> None:
+    limit(fleet, max_running=1)
+    low, high, late = fleet.defer(), fleet.defer(priority=5), fleet.defer(priority=5)
+    worker = fleet.worker()
+    order = []
+    while claims := fleet.claim(worker, 3):
+        order += fleet.finish(*claims)
+    assert order == [high, late, low]
+
+
+@pytest.mark.parametrize("disposal", ["archive", "keep", "delete"])
+def test_a_finish_in_any_form_releases(fleet: Fleet, disposal: str) -> None:
+    limit(fleet, max_running=1)
+    fleet.defer(), fleet.defer()
+    worker = fleet.worker()
+    fleet.finish(*fleet.claim(worker), disposal=disposal)
+    assert len(fleet.claim(worker, 5)) == 1
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        {"outcome": "failed", "retry": "never"},
+        {"outcome": "failed", "retry": "at"},
+        {"outcome": "snoozed", "delay": 60},
+        {"outcome": "released", "started": True},
+        {"outcome": "cancelled"},
+        {"outcome": "discarded"},
+        {"outcome": "crashed"},
+        {"outcome": "parked"},
+    ],
+)
+def test_every_other_end_of_a_run_releases(fleet: Fleet, sql: Sql, end: dict[str, Any]) -> None:
+    limit(fleet, max_running=1)
+    fleet.defer(), fleet.defer()
+    worker = fleet.worker()
+    (claim,) = fleet.claim(worker)
+    fleet.settle(claim, **end)
+    assert sql("select * from procjobs.limit_grants") == []
+    assert len(fleet.claim(worker, 5)) == 1
+
+
+def test_a_dead_workers_grants_go_with_its_jobs(fleet: Fleet) -> None:
+    limit(fleet, max_running=1)
+    fleet.defer(), fleet.defer()
+    dead = fleet.worker()
+    (claim,) = fleet.claim(dead)
+    fleet.die(dead)
+    fleet.sql("select procjobs.upkeep()")
+    (next_claim,) = fleet.claim(fleet.worker(), 5)
+    assert next_claim.id != claim.id, "the crashed one waits a little"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "delete from procrastinate_jobs where status = 'doing'",
+        "update procrastinate_jobs set status = 'failed' where status = 'doing'",
+        "select procrastinate_finish_job_v1(id, 'succeeded', true) from procrastinate_jobs where status = 'doing'",
+        "select procrastinate_retry_job_v1(id, now(), null, null, null) from procrastinate_jobs where status = 'doing'",
+    ],
+)
+def test_whoever_ends_a_job_by_hand_releases_too(fleet: Fleet, sql: Sql, statement: str) -> None:
+    limit(fleet, max_running=1)
+    fleet.defer(), fleet.defer()
+    worker = fleet.worker()
+    fleet.claim(worker)
+    sql(statement)
+    assert sql("select * from procjobs.limit_grants") == []
+    assert len(fleet.claim(worker, 5)) == 1
+
+
+def test_a_limit_of_none_lets_nothing_go(fleet: Fleet) -> None:
+    limit(fleet, max_running=0)
+    fleet.defer()
+    assert fleet.claim(fleet.worker(), 5) == []
+
+
+def test_each_value_of_a_key_has_a_count_of_its_own(fleet: Fleet) -> None:
+    limit(fleet, max_running=1, key="args.user.id")
+    first = [fleet.defer(args=f'{{"user": {{"id": {user}}}}}') for user in (1, 1, 2, 2, 3)]
+    none = fleet.defer(args='{"user": null}')
+    worker = fleet.worker()
+    assert sorted(fleet.claim_ids(worker, 10)) == [first[0], first[2], first[4], none], "without the value: no limit"
+
+
+def test_a_limit_by_lock_or_tenant(fleet: Fleet, sql: Sql) -> None:
+    limit(fleet, "t", max_running=1, key="tenant")
+    jobs = [fleet.defer() for _ in range(4)]
+    sql("update procrastinate_jobs set pj_tenant = case when id % 2 = 0 then 'even' else 'odd' end")
+    assert fleet.claim_ids(fleet.worker(), 10) == jobs[:2]
+
+
+def test_a_job_under_two_limits_needs_room_in_both(fleet: Fleet, sql: Sql) -> None:
+    limit(fleet, "all", max_running=3)
+    limit(fleet, "each", max_running=1, key="args.u")
+    for user in (1, 1, 2, 2, 3, 3, 4, 4):
+        fleet.defer(args=f'{{"u": {user}}}')
+    worker = fleet.worker()
+    claims: list[Claim] = []
+    for _ in range(5):
+        claims += fleet.claim(worker, 10)
+        sql("select procjobs.sweep_limits()")
+    assert len(claims) == 3
+    users = sql("select args ->> 'u' from procrastinate_jobs where status = 'doing'")
+    assert len(set(users)) == 3
+
+
+def test_a_limit_of_a_queue_is_for_all_its_tasks_and_for_no_other_queue(fleet: Fleet) -> None:
+    limit(fleet, queue="mail", max_running=1)
+    for queue in ("mail", "mail", "other", "other"):
+        fleet.defer(queue=queue)
+    assert [claim.queue for claim in fleet.claim(fleet.worker(), 10)].count("mail") == 1
+    assert fleet.sql.one("select count(*) from procrastinate_jobs where status = 'doing'") == 3
+
+
+def test_a_lock_and_a_limit_together(fleet: Fleet) -> None:
+    limit(fleet, max_running=1)
+    jobs = [fleet.defer(lock=lock) for lock in ("a", "a", "b", "b")]
+    worker = fleet.worker()
+    order: list[int] = []
+    while claims := fleet.claim(worker, 5):
+        assert len(claims) == 1
+        order += fleet.finish(*claims)
+    assert sorted(order) == jobs and order.index(jobs[0]) < order.index(jobs[1])
+
+
+def test_it_is_exact_with_many_claimers(dsn: str, fleet: Fleet, sql: Sql) -> None:
+    limit(fleet, max_running=3)
+    limit(fleet, "u", max_running=1, key="args.u")
+    defer_for_users(sql, 200, 7)
+    seed = random.randrange(1_000_000)
+    print(f"seed {seed}")
+    worst: list[tuple[int, int]] = []
+    done: list[int] = []
+
+    def work(number: int) -> None:
+        chance = random.Random(seed + number)
+        with opened(dsn) as own:
+            worker = own.worker(name=f"w{number}")
+            while len(done) < 200:
+                claims = own.claim(worker, chance.randint(1, 5))
+                counts = own.sql(
+                    "select count(*), coalesce(max(c.n), 0) from procrastinate_jobs, lateral (select max(n) as n from ("
+                    "select count(*) n from procrastinate_jobs where status = 'doing' group by args ->> 'u') q) c "
+                    "where status = 'doing'"
+                )
+                worst.extend((counts[0][0], counts[0][1]) for _ in [0])
+                for claim in claims:
+                    done.extend(own.finish(claim))
+                if not claims:
+                    own.sql("select procjobs.sweep_limits()")
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(done) == sorted(set(done)) and len(done) == 200
+    assert max(n for n, _ in worst) <= 3 and max(n for _, n in worst) <= 1
+
+
+def test_two_claims_that_need_the_same_keys_crosswise_do_not_deadlock(dsn: str, fleet: Fleet, sql: Sql) -> None:
+    limit(fleet, max_running=500, key="args.u")
+    defer_for_users(sql, 3000, 50, priority="(random() * 9)::int")
+    deadlocks = "select deadlocks from pg_stat_database where datname = current_database()"
+    before = sql.one(deadlocks)
+
+    def work(number: int) -> None:
+        with opened(dsn) as own:
+            worker = own.worker(name=f"w{number}")
+            while claims := own.claim(worker, 40):
+                own.finish(*claims)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sql.one("select count(*) from procrastinate_jobs") == 0
+    assert sql.one(deadlocks) == before
+
+
+# -- excess ----------------------------------------------------------------------------------------------------------
+
+
+def test_excess_is_dropped_and_recorded(fleet: Fleet, sql: Sql) -> None:
+    limit(fleet, "one", max_running=1, on_excess="drop")
+    first, second = fleet.defer(), fleet.defer()
+    assert fleet.claim_ids(fleet.worker(), 5) == [first]
+    assert sql("select id, state, note from procjobs.jobs where id = %s", second) == [
+        (second, "cancelled", "dropped: limit one was reached")
+    ]
+
+
+def test_the_oldest_is_asked_to_make_room(fleet: Fleet, sql: Sql) -> None:
+    limit(fleet, "one", max_running=1, on_excess="cancel_oldest")
+    fleet.defer()
+    worker = fleet.worker()
+    (old,) = fleet.claim(worker)
+    new = fleet.defer()
+    assert fleet.claim(worker, 5) == []
+    assert sql.one("select procjobs.abort_requests(%s)", worker) == [old.id]
+    fleet.settle(old, "cancelled")
+    assert sql.one("select note from procjobs.jobs where id = %s", old.id) == "a newer job takes its place"
+    assert fleet.claim_ids(worker, 5) == [new]
+
+
+# -- rate ------------------------------------------------------------------------------------------------------------
+
+
+def test_no_more_start_within_the_period_and_the_next_when_it_is_over(fleet: Fleet, sql: Sql) -> None:
+    limit(fleet, rate=2, per="10 seconds")
+    jobs = [fleet.defer() for _ in range(5)]
+    worker = fleet.worker(lease=1000)
+    start = sql.one("select clock_timestamp()")
+    at = lambda seconds: fleet.at(sql.one("select %s + make_interval(secs => %s)", start, seconds))  # noqa: E731
+    with at(0):
+        fleet.finish(*fleet.claim(worker, 1))
+    with at(4):
+        fleet.finish(*fleet.claim(worker, 5))
+        assert fleet.claim(worker, 5) == [] and held(fleet) == 3
+        assert sql.one("select procjobs.limits_due_in()") == pytest.approx(6, abs=0.2)
+        assert sql.one("select procjobs.upkeep()") == pytest.approx(6, abs=0.2)
+    with at(10.2):
+        sql("select procjobs.upkeep()")
+        assert fleet.claim_ids(worker, 5) == [jobs[2]]
+    with at(14.2):
+        sql("select procjobs.upkeep()")
+        assert fleet.claim_ids(worker, 5) == [jobs[3]]
+
+
+def test_in_no_span_of_the_period_start_more_whatever_the_moments_of_the_claims(fleet: Fleet, sql: Sql) -> None:
+    limit(fleet, rate=5, per="1 second")
+    fleet.defer_many(200)
+    worker = fleet.worker(lease=1000)
+    seed = random.randrange(1_000_000)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    began = sql.one("select clock_timestamp()")
+    moment, starts = 0, []  # in milliseconds
+    while moment < 12_000:
+        moment += chance.choice([1, 10, 50, 300])
+        with fleet.at(sql.one("select %s + make_interval(secs => %s / 1000.0)", began, moment)):
+            sql("select procjobs.sweep_limits()")
+            starts += [moment] * len(fleet.claim(worker, chance.randint(1, 7)))
+    for start in starts:
+        assert sum(start <= other < start + 1000 for other in starts) <= 5
+    assert len(starts) >= 5 * 10, "and it is used up"
+
+
+def test_a_rate_over_two_connections(fleet: Fleet, rival: Fleet) -> None:
+    limit(fleet, rate=3, per="1 hour")
+    fleet.defer_many(10)
+    one, other = fleet.worker(), rival.worker()
+    assert len(fleet.claim(one, 2)) + len(rival.claim(other, 2)) + len(fleet.claim(one, 2)) == 3
+
+
+def test_the_state_of_a_key_stays_small(fleet: Fleet, sql: Sql) -> None:
+    limit(fleet, rate=1000, per="1 hour")
+    fleet.defer_many(300)
+    worker = fleet.worker()
+    for _ in range(300):
+        fleet.finish(*fleet.claim(worker))
+    assert sql.one("select cardinality(starts) from procjobs.limit_state") <= 101
+    assert sql.one("select started from procjobs.limit_use") == 300
+
+
+# -- setting, seeing, forgetting -------------------------------------------------------------------------------------
+
+
+def test_a_raised_limit_lets_waiting_jobs_go_at_once(fleet: Fleet) -> None:
+    limit(fleet, max_running=1)
+    fleet.defer_many(5)
+    worker = fleet.worker()
+    fleet.claim(worker, 5)
+    limit(fleet, max_running=3)
+    assert len(fleet.claim(worker, 5)) == 2
+
+
+def test_a_new_limit_counts_what_runs_already(fleet: Fleet, sql: Sql) -> None:
+    fleet.defer_many(4)
+    worker = fleet.worker()
+    claims = fleet.claim(worker, 2)
+    limit(fleet, max_running=2)
+    assert fleet.claim(worker, 5) == []
+    fleet.finish(*claims)
+    assert len(fleet.claim(worker, 5)) == 2
+
+
+def test_a_dropped_limit_lets_all_go(fleet: Fleet, sql: Sql) -> None:
+    limit(fleet, max_running=1)
+    fleet.defer_many(5)
+    worker = fleet.worker()
+    fleet.claim(worker, 5)
+    assert sql.one("select procjobs.drop_limit('l')") and not sql.one("select procjobs.drop_limit('l')")
+    assert len(fleet.claim(worker, 5)) == 4
+
+
+def test_it_can_be_seen(fleet: Fleet, sql: Sql) -> None:
+    limit(fleet, max_running=1, rate=10, per="1 minute")
+    fleet.defer_many(3)
+    fleet.claim(fleet.worker(), 3)
+    assert sql("select key, running, started, waiting, resets_at from procjobs.limit_use") == [("l", 1, 1, 2, None)]
+    waiting = sql.one("select max(id) from procjobs.jobs where state = 'limited'")
+    assert "limit l" in sql.one("select procjobs.why_not_running(%s)", waiting)
+
+
+def test_an_exhausted_rate_says_when_it_resets(fleet: Fleet, sql: Sql) -> None:
+    limit(fleet, rate=1, per="1 minute")
+    fleet.defer_many(2)
+    fleet.claim(fleet.worker(), 3)
+    assert sql.one(
+        "select resets_at between clock_timestamp() and clock_timestamp() + '1 minute' from procjobs.limit_use"
+    )
+    waiting = sql.one("select max(id) from procjobs.jobs where state = 'limited'")
+    assert "the next may at" in sql.one("select procjobs.why_not_running(%s)", waiting)
+
+
+def test_state_that_nobody_uses_is_forgotten(fleet: Fleet, sql: Sql) -> None:
+    limit(fleet, max_running=1, key="args.u")
+    fleet.defer(args='{"u": 1}'), fleet.defer(args='{"u": 2}')
+    worker = fleet.worker()
+    one, _two = fleet.claim(worker, 2)
+    fleet.finish(one)
+    assert sql.one("select procjobs.forget_limit_state()") == 1
+    assert sql("select key from procjobs.limit_state") == [("l:2",)]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"max_running": 1, "task": None},
+        {"max_running": -1},
+        {"rate": 5},
+        {"per": "1 second"},
+        {"rate": 0, "per": "1 second"},
+        {"rate": 1, "per": "0 seconds"},
+        {"max_running": 1, "key": "user_id"},
+        {"max_running": 1, "on_excess": "explode"},
+        {"rate": 1, "per": "1 second", "on_excess": "cancel_oldest"},
+    ],
+)
+def test_what_is_no_limit_is_refused_with_the_reason(fleet: Fleet, keys: dict[str, Any]) -> None:
+    with pytest.raises(psycopg.Error) as refused:
+        limit(fleet, **{"task": "work", **keys})
+    assert refused.value.sqlstate == "PJ009"
+    assert refused.value.diag.message_detail and refused.value.diag.message_hint
+
+
+def test_a_name_with_a_colon_is_refused(fleet: Fleet) -> None:
+    with pytest.raises(psycopg.Error, match="cannot be set"):
+        limit(fleet, "a:b", max_running=1)

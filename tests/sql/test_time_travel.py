@@ -1,0 +1,111 @@
+"""Where jobs were at a moment in the past, and the timeline of one."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.conftest import Sql
+from tests.engine.fleet import Fleet
+
+
+@pytest.fixture
+def fleet(sql: Sql) -> Fleet:
+    return Fleet(sql)
+
+
+def at(minute: float) -> str:
+    minutes, seconds = divmod(int(minute * 60) + 600, 60)
+    return f"2031-05-10 12:{minutes:02}:{seconds:02}+00"
+
+
+def as_of(sql: Sql, minute: float, job: int) -> tuple[str, int | None] | None:
+    found = sql("select state, run from procjobs.jobs_as_of(%s) where id = %s", at(minute), job)
+    return (found[0][0], found[0][1]) if found else None
+
+
+def test_a_job_is_seen_in_every_state_it_was_in(fleet: Fleet, sql: Sql) -> None:
+    """Scheduled, run, failed, retried by itself, dead, retried by hand, done: asked between any two steps."""
+    fleet.policy(max_attempts=2, backoff_base=60, backoff_jitter=False)
+    with fleet.at(at(0)):
+        worker = fleet.worker(lease=86400)
+        job = fleet.defer(scheduled_at=120)
+        sql("update procrastinate_jobs set pj_created_at = procjobs.clock()")
+    with fleet.at(at(3)):
+        sql("select procjobs.upkeep()")
+        (claim,) = fleet.claim(worker)
+    with fleet.at(at(4)):
+        fleet.settle(claim, "failed", error_class="E", error_message="m")
+    with fleet.at(at(6)):
+        sql("select procjobs.upkeep()")
+        (claim,) = fleet.claim(worker)
+    with fleet.at(at(7)):
+        assert fleet.settle(claim, "failed", error_class="E", error_message="m") == "failed"
+    with fleet.at(at(9)):
+        sql("select procjobs.redrive()")
+    with fleet.at(at(10)):
+        (claim,) = fleet.claim(worker)
+    with fleet.at(at(11)):
+        fleet.finish(claim)
+    seen = [as_of(sql, minute + 0.5, job) for minute in range(-1, 12)]
+    assert [state and state[0] for state in seen] == [
+        None, "waiting", "waiting", "waiting", "running", "scheduled", "waiting", "running", "failed", "failed",
+        "waiting", "running", "succeeded",
+    ]  # fmt: skip
+    assert seen[4] == ("running", 1) and seen[7] == ("running", 2)
+    events = [event for (event,) in sql("select event from procjobs.job_timeline(%s)", job)]
+    assert events == ["enqueued", "started", "failed", "started", "failed", "redriven", "started", "succeeded"]
+
+
+def test_a_job_that_never_ran_was_scheduled_then_waiting_then_cancelled(fleet: Fleet, sql: Sql) -> None:
+    with fleet.at(at(0)):
+        job = fleet.defer(scheduled_at=120)
+        sql("update procrastinate_jobs set pj_created_at = procjobs.clock()")
+    assert [as_of(sql, minute, job) for minute in (1, 3)] == [("scheduled", None), ("waiting", None)]
+    with fleet.at(at(5)):
+        sql("select procjobs.cancel(%s)", job)
+    assert [(as_of(sql, minute, job) or ("",))[0] for minute in (3, 6)] == ["waiting", "cancelled"]
+
+
+def test_snoozed_released_and_aborted_runs(fleet: Fleet, sql: Sql) -> None:
+    worker = fleet.worker(lease=86400)
+    jobs = {}
+    for outcome, keys in (("snoozed", {"delay": 120}), ("released", {"started": "true"}), ("cancelled", {})):
+        with fleet.at(at(0)):
+            jobs[outcome] = fleet.defer()
+        with fleet.at(at(1)):
+            (claim,) = fleet.claim(worker)
+        with fleet.at(at(2)):
+            fleet.settle(claim, outcome, **keys)
+        sql("update procrastinate_jobs set pj_waits_for = 'time' where id = %s", jobs[outcome])
+    assert [[(as_of(sql, minute, job) or ("",))[0] for minute in (0.5, 1.5, 3, 5)] for job in jobs.values()] == [
+        ["waiting", "running", "scheduled", "waiting"],
+        ["waiting", "running", "waiting", "waiting"],
+        ["waiting", "running", "aborted", "aborted"],
+    ]
+
+
+def test_it_can_be_asked_of_a_queue_or_a_task_and_by_a_reader(fleet: Fleet, sql: Sql) -> None:
+    with fleet.at(at(0)):
+        fleet.defer(queue="a")
+        fleet.defer(queue="b", task="mail")
+    sql("set role procjobs_reader")
+    count = "select count(*) from procjobs.jobs_as_of('2031-05-10 13:00+00', {})"
+    assert [sql.one(count.format(filters)) for filters in ("null", "'a'", "null, 'mail'", "'a', 'mail'")] == [
+        2,
+        1,
+        1,
+        0,
+    ]
+
+
+def test_the_timeline_tells_actions_of_any_kind_with_their_values(fleet: Fleet, sql: Sql) -> None:
+    job = fleet.defer()
+    sql(
+        "insert into procjobs.job_events (job_id, at, type, actor, detail) "
+        "values (%s, now() + interval '1 s', 'moved', 'ann', %s)",
+        job,
+        '{"reason": "too slow", "from": "a", "to": "b", "n": null}',
+    )
+    assert sql("select event, detail from procjobs.job_timeline(%s)", job)[1:] == [
+        ("moved", "by ann: too slow: from a, to b"),
+    ]

@@ -1,0 +1,58 @@
+"""procjobs limits, batches and queues set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.processes import procjobs_command, sentence
+
+
+@pytest.fixture
+def run(dsn: str, tmp_path: Path) -> Any:
+    def call(*arguments: str) -> Any:
+        return procjobs_command(*arguments, cwd=tmp_path, env={"DATABASE_URL": dsn})
+
+    return call
+
+
+def said(answer: Any) -> str:
+    assert answer.returncode == 0, answer.stderr
+    text: str = answer.stdout
+    return text
+
+
+def test_a_limit_is_set_seen_changed_and_dropped(run: Any) -> None:
+    assert "No limit" in said(run("limits"))
+    said(run("limits", "set", "smtp", "--queue", "mail", "--rate", "50", "--per", "1s"))
+    said(run("limits", "set", "smtp", "--queue", "mail", "--rate", "40", "--per", "2s"))
+    (found,) = json.loads(said(run("limits", "list", "--json")))
+    assert (found["name"], found["queue"], found["rate"]) == ("smtp", "mail", 40)
+    assert "smtp" in said(run("limits"))
+    assert "is gone" in said(run("limits", "drop", "smtp"))
+    assert "there is no limit" in said(run("limits", "drop", "smtp"))
+
+
+def test_what_is_no_limit_is_refused_in_a_sentence(run: Any) -> None:
+    assert "limit 'x' cannot be set" in sentence(run("limits", "set", "x", "--max-running", "1"))
+
+
+def test_queues_are_made_fair_or_ageing(run: Any, sql: Any) -> None:
+    said(run("queues", "set", "mail", "--fair"))
+    assert sql("select fair, ageing from procjobs.queue_settings") == [(True, None)]
+    assert "0:10:00" in said(run("queues", "set", "mail", "--ageing", "10m"))
+    assert sql.one("select fair or ageing <> '10 minutes' from procjobs.queue_settings") is False
+    said(run("queues", "set", "mail"))
+    assert sql("select fair, ageing from procjobs.queue_settings") == [(False, None)]
+
+
+def test_batches_are_listed_and_sealed(run: Any, sql: Any) -> None:
+    assert "no batch" in said(run("batches"))
+    batch = sql.one("select procjobs.create_batch('import')")
+    assert "open" in said(run("batches", "list"))
+    said(run("batches", "seal", str(batch)))
+    (found,) = json.loads(said(run("batches", "--json")))
+    assert (found["name"], found["state"]) == ("import", "finished")

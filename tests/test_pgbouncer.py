@@ -1,0 +1,239 @@
+"""Everything through PgBouncer in transaction mode, with a direct connection for LISTEN only."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import psycopg
+import pytest
+
+from procjobs import App, doctor
+from procjobs.db import Database, Link, SyncLink, Target, connect, connect_sync
+from procjobs.migrate import check, migrate
+from procjobs.settings import Settings
+from tests.conftest import Databases, Sql, _numbers
+
+BINARY = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+pytestmark = pytest.mark.skipif(BINARY is None, reason="pgbouncer is not installed: apt-get install pgbouncer")
+
+CONFIG = """\
+[databases]
+* = host={host} port={port} user={user}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {listen}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+default_pool_size = 3
+max_client_conn = 200
+client_login_timeout = 10
+"""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        return int(holder.getsockname()[1])
+
+
+@pytest.fixture
+def pooler(folder: Path, dsn: str) -> Iterator[Callable[[str], str]]:
+    """A running PgBouncer; `pooler(dsn)` is the way through it to the same database."""
+    parts = urlsplit(dsn)
+    where = {key: value for key, (value, *_) in parse_qs(parts.query).items()}
+    place = folder / f"bouncer{next(_numbers)}"
+    place.mkdir()
+    place.chmod(0o755)
+    port = free_port()
+    config = CONFIG.format(host=where["host"], port=where["port"], user=parts.username, listen=port)
+    (place / "pgbouncer.ini").write_text(config)
+    (place / "pgbouncer.ini").chmod(0o644)
+    assert BINARY is not None
+    command = [BINARY, "-q", str(place / "pgbouncer.ini")]
+    if os.geteuid() == 0:  # it refuses to run as root
+        command[1:1] = ["-u", Path(where["host"]).owner()]
+    with (place / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 10
+        while True:
+            assert process.poll() is None, (place / "log").read_text()
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline, (place / "log").read_text()
+                time.sleep(0.02)
+        yield lambda direct: f"postgresql://{parts.username}@127.0.0.1:{port}{urlsplit(direct).path}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture
+def through(pooler: Callable[[str], str], dsn: str) -> str:
+    """The way through the pooler to `dsn`."""
+    return pooler(dsn)
+
+
+@asynccontextmanager
+async def working(app: App, **options: Any) -> AsyncIterator[None]:
+    """A worker of this app beside the test."""
+    options = {"shutdown_graceful_timeout": 5, **options}
+    running = asyncio.create_task(app.run_worker_async(install_signal_handlers=False, **options))
+    try:
+        yield
+    finally:
+        running.cancel()
+        (ended,) = await asyncio.gather(running, return_exceptions=True)
+        assert not isinstance(ended, Exception), ended
+
+
+def test_the_pooler_gives_each_transaction_any_server_connection(through: str) -> None:
+    """What the other tests stand on: without the pooler's mode they would show nothing."""
+    with psycopg.connect(through, autocommit=True, prepare_threshold=0) as one:
+        one.execute("select 1")
+    with (
+        psycopg.connect(through, autocommit=True, prepare_threshold=0) as two,
+        pytest.raises(psycopg.errors.DuplicatePreparedStatement),  # the first one took the name
+    ):
+        two.execute("select 2")
+
+
+async def test_nothing_is_prepared_behind_a_pooler_and_without_one_it_is(through: str, dsn: str) -> None:
+    for conninfo, threshold in ((through, None), (dsn, 5)):
+        link = Link(Target(conninfo), "test")
+        assert (await link.open()).prepare_threshold == threshold
+        await link.close()
+        sync = SyncLink(Target(conninfo), "test")
+        sync.fetch("select 1")
+        assert sync._connection is not None and sync._connection.prepare_threshold == threshold
+        sync.close()
+        async with Database(conninfo) as database, database.connection() as connection:
+            assert connection.prepare_threshold == threshold
+        alone = await connect(conninfo)
+        assert alone.prepare_threshold == threshold
+        await alone.close()
+        with connect_sync(conninfo) as last:
+            assert last.prepare_threshold == threshold
+        app = App(conninfo)
+        async with app.open_async(), app.connector.pool.connection() as pooled:  # type: ignore[attr-defined]
+            assert pooled.prepare_threshold == threshold
+
+
+async def test_jobs_are_enqueued_claimed_and_finished_on_connections_that_change(
+    through: str, dsn: str, sql: Sql, eventually: Callable[..., Any]
+) -> None:
+    app = App(through, listen_dsn=dsn)
+
+    @app.task(name="add", queue="sums")
+    async def add(n: int) -> int:
+        return n
+
+    async with app.open_async(), working(app, concurrency=4):
+        await eventually(lambda: sql.one("select count(*) from procjobs.workers") == 1)
+        for n in range(60):  # well beyond the number of calls after which psycopg prepares
+            await add.configure(lock=f"lock {n % 3}").defer_async(n=n)
+        await eventually(
+            lambda: sql.one("select count(*) from procjobs.job_history where status = 'succeeded'") == 60, 30
+        )
+    assert sql.one("select count(*) from procjobs.attempts") == 0
+
+
+def test_a_program_without_an_event_loop_enqueues(through: str, sql: Sql) -> None:
+    app = App(through)
+
+    @app.task(name="add")
+    def add(n: int) -> None: ...
+
+    with app.open():
+        for n in range(20):
+            add.defer(n=n)
+    assert sql.one("select count(*) from public.procrastinate_jobs") == 20
+
+
+async def test_an_idle_worker_wakes_up_at_once(
+    through: str, dsn: str, sql: Sql, eventually: Callable[..., Any]
+) -> None:
+    app = App(through, listen_dsn=dsn)
+
+    @app.task(name="quick")
+    async def quick() -> None: ...
+
+    async with app.open_async(), working(app, fetch_job_polling_interval=600):
+        listening = (
+            "select count(*) from pg_stat_activity where application_name = 'procjobs listen' and query like 'listen%'"
+        )
+        await eventually(lambda: sql.one(listening) == 1)
+        for n in range(1, 4):
+            await quick.defer_async()
+            # The poll comes after ten minutes: only the notification can have told it.
+            await eventually(lambda n=n: sql.one("select count(*) from procjobs.job_history") == n)
+    wait = sql.one("select min(started_at - created_at) from procjobs.job_history")
+    assert wait.total_seconds() < 1
+
+
+async def test_a_running_job_is_cancelled(through: str, dsn: str, sql: Sql, eventually: Callable[..., Any]) -> None:
+    app = App(through, listen_dsn=dsn)
+
+    @app.task(name="long")
+    async def long() -> None:
+        await asyncio.sleep(3600)
+
+    async with app.open_async(), working(app, abort_job_polling_interval=600):
+        job = await long.defer_async()
+        await eventually(lambda: sql("select id from public.procrastinate_jobs where status = 'doing'"))
+        async with Database(through) as database:
+            assert await database.value("cancel", job_id=job) == "requested"
+        await eventually(lambda: sql("select id from procjobs.job_history where status in ('cancelled', 'aborted')"))
+
+
+async def test_heartbeats_and_results_go_through(
+    through: str, dsn: str, sql: Sql, eventually: Callable[..., Any]
+) -> None:
+    app = App(through, listen_dsn=dsn)
+
+    @app.task(name="double")
+    async def double(n: int) -> int:
+        return 2 * n
+
+    beats: set[Any] = set()
+
+    def beaten() -> bool:
+        beats.update(sql("select last_heartbeat from procjobs.worker_state"))
+        return len(beats) > 12
+
+    async with app.open_async(), working(app, update_heartbeat_interval=0.1, stalled_worker_timeout=5):
+        await eventually(beaten, 20)
+        assert await app.result(await double.defer_async(n=4), timeout=20) == 8
+    assert sql("select id from procjobs.worker_state where dead_at is not null") == []
+
+
+def test_a_database_is_migrated_through_it(pooler: Callable[[str], str], databases: Databases) -> None:
+    through = pooler(databases.make())
+    assert migrate(through).changed
+    assert not migrate(through).changed
+    assert check(through) == []
+    # And what migrate said and prepared does not hurt whoever gets the connection next.
+    with psycopg.connect(through, autocommit=True, prepare_threshold=0) as after:
+        assert after.execute("select current_setting('lock_timeout')").fetchone() == ("0",)
+
+
+async def test_the_doctor_says_when_nobody_would_hear(through: str, dsn: str) -> None:
+    findings = await doctor.examine(Settings(), through)
+    (deaf,) = [found for found in findings if found.subject == "wake-up"] or findings
+    assert deaf.verdict == "warning" and "PROCJOBS_LISTEN_DSN" in str(deaf.mend)
+    (hears,) = [
+        found for found in await doctor.examine(Settings(listen_dsn=dsn), through) if found.subject == "wake-up"
+    ]
+    assert hears.verdict == "ok"
