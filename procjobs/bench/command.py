@@ -1,119 +1,87 @@
-"""`procjobs bench`: runs the contenders, prints the table, and the figures as JSON for whoever compares runs."""
+"""`procjobs bench`: runs the contenders, prints the tables, keeps the figures, writes the documentation's part."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import click
-import psycopg
 from rich.console import Console
-from rich.table import Table
 
-from procjobs.bench.drain import CONTENDERS, SHAPES, Result, run
-from procjobs.embedded import EmbeddedPostgres
+from procjobs.bench.chart import chart
+from procjobs.bench.databases import Databases, server
+from procjobs.bench.environments import Environments
+from procjobs.bench.machine import describe
+from procjobs.bench.report import as_json, markdown, tables
+from procjobs.bench.run import MEASURES, Run
 
 __all__ = ["bench"]
 
-#: As a production server would be: durable, with room in memory; no checkpoint in the middle of a round.
-_SERVER = {"shared_buffers": "1GB", "max_wal_size": "8GB", "checkpoint_timeout": "30min"}
+_QUICK = ("Procrastinate, concurrency 10, 1 process", "procjobs, concurrency 10, 1", "procjobs, concurrency 500, 1")
+_PRIVATE = ("--dsn", "--bindir", "--save", "--page")
+_FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command()
 @click.option("--dsn", help="A database of a server where databases may be created; default: an embedded PostgreSQL.")
-@click.option("--rounds", default=3, show_default=True, help="How often every contender runs.")
-@click.option("--quick", is_flag=True, help="Empty tables only, fewer contenders.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--bindir", type=click.Path(exists=True, path_type=Path), help="Another PostgreSQL's programs to embed.")
+@click.option("--rounds", default=3, show_default=True, help="How often everything is measured.")
+@click.option("--quick", is_flag=True, help="One small round of Procrastinate and procjobs, in under half a minute.")
+@click.option("--only", multiple=True, help="Contenders whose name has this in it; may be given again.")
 @click.option(
-    "--save", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures as JSON to this file too."
+    "--measure", "measures", multiple=True, type=click.Choice(MEASURES), help="Only this; may be given again."
 )
-def bench(dsn: str | None, rounds: int, quick: bool, as_json: bool, save: Path | None) -> int:
-    """Measure how fast a backlog of no-op jobs drains: stock Procrastinate and procjobs, side by side."""
-    contenders = [c for c in CONTENDERS if not quick or c.concurrency != 100]
-    shapes = SHAPES[:1] if quick else SHAPES
+@click.option("--seed", default=1, show_default=True, help="Of the order within a round.")
+@click.option("--json", "json_wanted", is_flag=True, help="Print JSON instead of tables.")
+@click.option("--save", type=_FILE, help="Write the figures as JSON to this file too.")
+@click.option("--page", type=_FILE, help="Put the tables between the marks of this page, and the chart beside it.")
+def bench(
+    dsn: str | None, bindir: Path | None, rounds: int, quick: bool, only: tuple[str, ...], measures: tuple[str, ...],
+    seed: int, json_wanted: bool, save: Path | None, page: Path | None,
+) -> int:  # fmt: skip
+    """Measure procjobs beside Procrastinate and other queues, which it installs for itself, in one run."""
     progress = Console(stderr=True)
-    with _server(dsn) as server:
-        results = run(server, contenders, shapes, rounds, lambda words: progress.print(words, style="dim"))
-        figures = _figures(server, results, rounds)
+    with server(dsn, bindir) as running:
+        databases = Databases(running)
+        try:
+            run = Run(
+                databases,
+                Environments(),
+                1 if quick else rounds,
+                measures or (MEASURES[:1] if quick else MEASURES),
+                only or (_QUICK if quick else ()),
+                0.1 if quick else 1.0,
+                seed,
+                lambda words: progress.print(words, style="dim", highlight=False),
+            )
+            figures = run.all()
+            about = {**describe(running, bindir), "rounds": str(run.rounds), "seed": str(seed)}
+        finally:
+            databases.close()
+    about["command"] = _command(sys.argv[1:])
     if save is not None:
-        save.write_text(json.dumps(figures, indent=2) + "\n")
-    if as_json:
-        click.echo(json.dumps(figures, indent=2))
+        save.write_text(json.dumps(as_json(figures, about), indent=2) + "\n")
+    if page is not None:
+        page.write_text(markdown(page.read_text(), figures, about))
+        image = page.parent / "images" / "benchmark.svg"
+        image.parent.mkdir(exist_ok=True)
+        image.write_text(chart(figures))
+    if json_wanted:
+        click.echo(json.dumps(as_json(figures, about), indent=2))
     else:
-        _print(figures)
+        for table in tables(figures, about):
+            Console(width=None if sys.stdout.isatty() else 140).print(table)
     return 0
 
 
-@contextmanager
-def _server(dsn: str | None) -> Iterator[str]:
-    if dsn is not None:
-        yield dsn
-        return
-    with tempfile.TemporaryDirectory(prefix="procjobs-bench-") as folder:
-        Path(folder).chmod(0o711)
-        with EmbeddedPostgres(Path(folder) / "pg", server_settings=_SERVER) as running:
-            yield running.dsn()
-
-
-def _figures(server: str, results: Sequence[Result], rounds: int) -> dict[str, Any]:
-    with psycopg.connect(server) as connection:
-        postgres = connection.info.parameter_status("server_version")
-    stock = next(r.median for r in results if r.contender.kind == "stock")
-    empty = {r.contender.name: r.median for r in results if not r.shape.fill}
-    return {
-        "postgresql": postgres,
-        "procrastinate": version("procrastinate"),
-        "psycopg": version("psycopg"),
-        "python": platform.python_version(),
-        "processors": os.cpu_count(),
-        "rounds": rounds,
-        "command": "procjobs bench " + " ".join(sys.argv[2:]),
-        "results": [
-            {
-                "contender": r.contender.name,
-                "shape": r.shape.name,
-                "jobs": r.contender.jobs,
-                "jobs_per_second": round(r.median),
-                "lowest": round(min(r.rates)),
-                "highest": round(max(r.rates)),
-                "times_stock": round(r.median / stock, 1),
-                "of_empty_tables": round(r.median / empty[r.contender.name], 2),
-            }
-            for r in results
-        ],
-    }
-
-
-def _print(figures: dict[str, Any]) -> None:
-    table = Table(
-        title=f"jobs a second, medians of {figures['rounds']} interleaved rounds; "
-        f"PostgreSQL {figures['postgresql']}, Procrastinate {figures['procrastinate']}, "
-        f"{figures['processors']} processors"
-    )
-    for name, side in (
-        ("contender", "left"),
-        ("tables", "left"),
-        ("jobs/s", "right"),
-        ("range", "right"),
-        ("x stock", "right"),
-        ("of empty", "right"),
-    ):
-        table.add_column(name, justify=side)  # type: ignore[arg-type]
-    for r in figures["results"]:
-        table.add_row(
-            r["contender"],
-            r["shape"],
-            f"{r['jobs_per_second']:,}",
-            f"{r['lowest']:,}-{r['highest']:,}",
-            f"{r['times_stock']:g}",
-            f"{r['of_empty_tables']:.0%}",
-        )
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+def _command(arguments: list[str]) -> str:
+    """What to run to measure the same: without where it was written to, and without anybody's DSN."""
+    kept = []
+    private = False
+    for argument in arguments:
+        name, given, _ = argument.partition("=")
+        if not private and name not in _PRIVATE:
+            kept.append(argument)
+        private = name in _PRIVATE and not given
+    return " ".join(["procjobs", *kept])

@@ -1,173 +1,174 @@
-"""How fast a backlog drains: contenders, shapes of the tables, rounds."""
+"""How fast a backlog drains: jobs acknowledged, by SQL, from the first start on."""
 
 from __future__ import annotations
 
-import statistics
+import glob
+import os
+import struct
 import subprocess
-import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import psycopg
-from procrastinate.schema import SchemaManager
-from psycopg import sql
 
-from procjobs.migrate import migrate
+from procjobs.bench import limit
+from procjobs.bench.contenders import Contender
+from procjobs.bench.environments import Environments
+from procjobs.bench.shapes import Shape
+from procjobs.bench.subjects.counter import HEAD, MOST_WAITS, SIZE
 
-__all__ = ["CONTENDERS", "SHAPES", "Contender", "Result", "Shape", "run"]
+__all__ = ["Drained", "Starts", "drain", "enqueue", "prepare", "working"]
 
-
-@dataclass(frozen=True)
-class Contender:
-    """Who drains: `kind` is stock or procjobs; `jobs` is how many, so that a round takes a few seconds."""
-
-    name: str
-    kind: str
-    concurrency: int
-    processes: int
-    jobs: int
-    in_every_shape: bool = False
+#: How long a slow contender may take; then what it has done by then counts.
+_LONGEST = 20.0
+_STARTUP = 60.0
+#: Looked for seldom and only in memory until every job has started: on two processors a busy loop here would slow down
+#: what is measured by a third.
+_LOOK_EVERY = 0.01
+_STOP = 15.0
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What else is in the database: statements run before the drain."""
+class Drained:
+    """acknowledged jobs in so many seconds; beside: the others that the shape counts."""
 
-    name: str
-    fill: str = ""
-
-
-@dataclass
-class Result:
-    contender: Contender
-    shape: Shape
-    rates: list[float] = field(default_factory=list)
+    acknowledged: int
+    seconds: float
+    beside: int = 0
 
     @property
-    def median(self) -> float:
-        """Jobs a second, median over the rounds."""
-        return statistics.median(self.rates)
+    def rate(self) -> float:
+        return self.acknowledged / self.seconds
 
 
-CONTENDERS = (
-    Contender("Procrastinate, 1 process, concurrency 10", "stock", 10, 1, 1500),
-    Contender("procjobs, 1 process, concurrency 10", "procjobs", 10, 1, 20_000),
-    Contender("procjobs, 1 process, concurrency 100", "procjobs", 100, 1, 40_000),
-    Contender("procjobs, 1 process, concurrency 500", "procjobs", 500, 1, 60_000, in_every_shape=True),
-    Contender("procjobs, 2 processes, concurrency 500", "procjobs", 500, 2, 80_000),
-)
+class Starts:
+    """The counters of all processes of a contender."""
 
-SHAPES = (
-    Shape("empty tables"),
-    Shape(
-        "100,000 scheduled",
-        "insert into procrastinate_jobs (queue_name, task_name, scheduled_at) "
-        "select 'default', 'noop', now() + interval '1 day' from generate_series(1, 100000)",
-    ),
-    Shape(
-        "1,000,000 finished",
-        "insert into procjobs.job_history "
-        "(id, queue_name, task_name, priority, args, status, attempts, crashes, lease, "
-        "created_at, started_at, finished_at) select 1000000000 + n, 'default', 'noop', 0, '{}', 'succeeded', 1, 0, 1, "
-        "now(), now(), now() from generate_series(1, 1000000) n",
-    ),
-    Shape(
-        "10,000 on one lock",
-        "insert into procrastinate_jobs (queue_name, task_name, lock, priority) "
-        "select 'default', 'noop', 'hot', 1 from generate_series(1, 10000)",
-    ),
-)
+    def __init__(self, path: str) -> None:
+        self.path = path
 
-_MEASURE = {
-    "stock": "select count(*) filter (where type = 'succeeded'), "
-    "extract(epoch from max(at) filter (where type = 'succeeded') - min(at) filter (where type = 'started')) "
-    "from procrastinate_events",
-    "procjobs": "select count(*), extract(epoch from max(finished_at) - min(started_at)) "
-    "from procjobs.job_history where id < 1000000000 and lock is null",
-}
+    def _heads(self) -> list[tuple[int, int, int]]:
+        heads = [HEAD.unpack(Path(name).read_bytes()[: HEAD.size].ljust(HEAD.size, b"\0")) for name in self._files()]
+        return [head for head in heads if head[0]]
+
+    def _files(self) -> list[str]:
+        return glob.glob(f"{glob.escape(self.path)}.*")
+
+    @property
+    def count(self) -> int:
+        return sum(head[0] for head in self._heads())
+
+    @property
+    def first(self) -> float:
+        """When the first job started, in monotonic seconds."""
+        return min(head[1] for head in self._heads()) / 1e9
+
+    def waits(self) -> list[float]:
+        """How long the paced jobs waited, in milliseconds."""
+        found: list[float] = []
+        for name in self._files():
+            content = Path(name).read_bytes()[HEAD.size :].ljust(SIZE - HEAD.size, b"\0")
+            found += [wait / 1e6 for wait in struct.unpack(f"={MOST_WAITS}q", content) if wait]
+        return found
 
 
-def run(
-    server_dsn: str,
-    contenders: Sequence[Contender],
-    shapes: Sequence[Shape],
-    rounds: int,
-    said: Callable[[str], None],
-) -> list[Result]:
-    """Drain every combination `rounds` times, interleaved. server_dsn: a database whose user may create others.
-
-    Tables that are not empty are for the contenders `in_every_shape`. Raises RuntimeError when jobs are left over.
-    """
-    results = [
-        Result(contender, shape)
-        for shape in shapes
-        for contender in contenders
-        if not shape.fill or contender.in_every_shape
-    ]
-    for number in range(1, rounds + 1):
-        for result in results:
-            with_database = _database(server_dsn)
-            for dsn in with_database:
-                rate = _drain(dsn, result.contender, result.shape)
-                result.rates.append(rate)
-            said(f"round {number}: {result.contender.name}, {result.shape.name}: {rate:,.0f}/s")
-    return results
+def prepare(environments: Environments, contender: Contender, dsn: str) -> None:
+    """Make the contender's schema."""
+    if contender.peer.program == "pgbench":
+        limit.prepare(dsn)
+    else:
+        _run(environments, contender, "prepare", dsn)
 
 
-def _database(server_dsn: str) -> Iterator[str]:
-    name = sql.Identifier("procjobs_bench")
-    with psycopg.connect(server_dsn, autocommit=True) as server:
-        server.execute(sql.SQL("drop database if exists {} with (force)").format(name))
-        server.execute(sql.SQL("create database {}").format(name))
-        yield psycopg.conninfo.make_conninfo(server_dsn, dbname="procjobs_bench")
-        server.execute(sql.SQL("drop database {} with (force)").format(name))
+def enqueue(environments: Environments, contender: Contender, dsn: str, mode: str, count: int) -> float:
+    """Enqueue; the seconds it took."""
+    if contender.peer.program == "pgbench":
+        return limit.enqueue(dsn, count)
+    return float(_run(environments, contender, "enqueue", dsn, mode, str(count)).split()[-1])
 
 
-def _drain(dsn: str, contender: Contender, shape: Shape) -> float:
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        if contender.kind == "stock":
-            connection.execute(SchemaManager.get_schema())
+def drain(environments: Environments, contender: Contender, shape: Shape, dsn: str, jobs: int) -> Drained:
+    """Enqueue so many jobs, drain them, and count what was acknowledged. Raises RuntimeError when nothing was done."""
+    with _held(dsn, shape.held), psycopg.connect(dsn, autocommit=True) as connection:
+        if waiting := shape.waiting(jobs):
+            connection.execute(waiting.encode())
         else:
-            migrate(dsn)
-            connection.execute("select procjobs.ensure_history_partitions()")
-            connection.execute("select procjobs.register_tasks('[{\"name\": \"noop\"}]', 'bench')")
-        if shape.fill:
-            connection.execute(shape.fill.encode())
-        connection.execute(
-            "insert into procrastinate_jobs (queue_name, task_name) "
-            "select 'default', 'noop' from generate_series(1, %s::int)",
-            (contender.jobs,),
-        )
+            enqueue(environments, contender, dsn, "many", jobs)
         connection.execute("vacuum analyze")
         connection.execute("checkpoint")
-        _run_subjects(dsn, contender, until_idle="lock" not in shape.name, connection=connection)
-        row = connection.execute(_MEASURE[contender.kind].encode()).fetchone()
-    assert row is not None
-    done, seconds = row
-    if done < contender.jobs:
-        raise RuntimeError(f"{contender.name}: {contender.jobs - done} of {contender.jobs} jobs were left over")
-    return float(done) / float(seconds)
+        if contender.peer.program == "pgbench":
+            return limit.drain(dsn, contender, jobs)
+        with working(environments, contender, dsn) as starts:
+            _until_started(starts, contender)
+            deadline = starts.first + _LONGEST
+            while starts.count < jobs and time.monotonic() < deadline:
+                time.sleep(_LOOK_EVERY)
+            done = 0
+            while done < jobs:
+                done, ended = _count(connection, contender.peer.acknowledged, jobs), time.monotonic()
+                if ended >= deadline:
+                    break
+                time.sleep(_LOOK_EVERY if done < jobs else 0)
+            beside = _count(connection, shape.beside, jobs) if shape.beside else 0
+            return Drained(done, ended - starts.first, beside)
 
 
-def _run_subjects(
-    dsn: str, contender: Contender, *, until_idle: bool, connection: psycopg.Connection[tuple[int]]
-) -> None:
-    command = [sys.executable, "-m", "procjobs.bench.subject", contender.kind, dsn, str(contender.concurrency)]
-    subjects = [subprocess.Popen(command) for _ in range(contender.processes)]
-    if not until_idle:
-        # The one hot lock goes on at the speed of its round trips; the others are what is measured.
-        # Looked for seldom: on two processors a busy loop here would slow what is measured by a third.
-        left = True
-        while left:
-            time.sleep(0.2)
-            row = connection.execute(
-                "select exists (select from procrastinate_jobs where lock is null and status in ('todo', 'doing'))"
-            ).fetchone()
-            left = bool(row and row[0])
-        for subject in subjects:
-            subject.terminate()
-    for subject in subjects:
-        code = subject.wait()
-        if code and until_idle:
-            raise RuntimeError(f"{contender.name}: a worker ended with exit code {code}")
+@contextmanager
+def working(environments: Environments, contender: Contender, dsn: str) -> Iterator[Starts]:
+    """The contender's processes at work, until the end of the block."""
+    with tempfile.TemporaryDirectory(prefix="procjobs-bench-") as folder:
+        starts = Starts(os.path.join(folder, "starts"))
+        command = environments.command(contender.peer, contender.task)
+        command += ["drain", dsn, str(contender.concurrency), starts.path]
+        environment = environments.environment()
+        processes = [subprocess.Popen(command, env=environment) for _ in range(contender.processes)]
+        try:
+            yield starts
+        finally:
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                try:
+                    process.wait(_STOP)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+
+def _until_started(starts: Starts, contender: Contender) -> None:
+    deadline = time.monotonic() + _STARTUP
+    while not starts.count:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{contender.name}: no job started within {_STARTUP:g} s")
+        time.sleep(_LOOK_EVERY)
+
+
+@contextmanager
+def _held(dsn: str, held: bool) -> Iterator[None]:
+    """A transaction with a snapshot from now, for as long as this lasts."""
+    if not held:
+        yield
+        return
+    with psycopg.connect(dsn) as connection:
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        connection.execute("select count(*) from pg_class")
+        connection.execute("select pg_current_xact_id()")
+        yield
+        connection.rollback()
+
+
+def _count(connection: psycopg.Connection[tuple[int]], query: str, jobs: int) -> int:
+    row = connection.execute(query.encode(), {"jobs": jobs}).fetchone()
+    return row[0] if row else 0
+
+
+def _run(environments: Environments, contender: Contender, *arguments: str) -> str:
+    command: Sequence[str] = [*environments.command(contender.peer, contender.task), *arguments]
+    done = subprocess.run(command, env=environments.environment(), capture_output=True, text=True, timeout=600)
+    if done.returncode:
+        raise RuntimeError(f"{contender.peer.name}: {arguments[0]} failed: {done.stderr.strip()[-500:]}")
+    return done.stdout
