@@ -168,12 +168,17 @@ async def heed_pooler(connection: psycopg.AsyncConnection[Any]) -> None:
     Behind one that pools transactions the next statement may meet another server connection, which does not know what
     was prepared, or knows something else by that name. A pooler is noticed by the process id that it makes up.
     """
-    if connection.prepare_threshold is not None:
+    if connection.prepare_threshold is None:
+        return
+    try:
         row = await (await connection.cursor(row_factory=tuple_row).execute(_PROCESS)).fetchone()
         if not connection.autocommit:
             await connection.rollback()
-        if row != (connection.info.backend_pid,):
-            connection.prepare_threshold = None
+    except BaseException:  # cancelled, too: nobody else knows this connection yet
+        await connection.close()
+        raise
+    if row != (connection.info.backend_pid,):
+        connection.prepare_threshold = None
 
 
 def heed_pooler_sync(connection: psycopg.Connection[Any]) -> None:
