@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import psycopg
 
 from tests.conftest import Sql
 
-__all__ = ["Claim", "Fleet", "Thread", "job_row", "opened"]
+__all__ = ["Claim", "Fleet", "Thread", "crew", "job_row", "opened"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,12 @@ class Fleet:
             worker, [claim.id for claim in claims], [claim.lease for claim in claims], disposal,
         )  # fmt: skip
         return sorted(row[0] for row in rows)
+
+    def acknowledge(self, *claims: Claim) -> list[int]:
+        """`finish` as the worker does it: again, while another's open transaction holds a row for too long."""
+        while True:
+            with suppress(psycopg.errors.LockNotAvailable):
+                return self.finish(*claims)
 
     def settle(self, claim: Claim, outcome: str, **keys: Any) -> str:
         """Report another end of one claim; what became of the job."""
@@ -209,3 +216,25 @@ class Thread(threading.Thread):
 def waits_for_a_row(sql: Sql, waiting: psycopg.Connection[Any]) -> bool:
     """Whether another connection waits for a lock right now."""
     return bool(sql.one("select cardinality(pg_blocking_pids(%s)) > 0", waiting.info.backend_pid))
+
+
+def crew(dsn: str, size: int, work: Callable[[Fleet, int], None]) -> None:
+    """`work(fleet, worker)` for that many workers, each in a thread with a connection of its own. Their first error."""
+    failed: list[BaseException] = []
+
+    def one(number: int) -> None:
+        try:
+            with opened(dsn) as own:
+                work(own, own.worker(name=f"w{number}"))
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=one, args=(number,), daemon=True) for number in range(size)]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + 120
+    while not failed and (alive := [thread for thread in threads if thread.is_alive()]):
+        assert time.monotonic() < until, "still running"
+        alive[0].join(0.1)
+    if failed:
+        raise failed[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from typing import Any
 
@@ -10,7 +9,7 @@ import psycopg
 import pytest
 
 from tests.conftest import Sql
-from tests.engine.fleet import Fleet, opened
+from tests.engine.fleet import Fleet, crew
 
 
 @pytest.fixture
@@ -104,17 +103,11 @@ def test_many_workers_share_the_turns(dsn: str, fleet: Fleet, worker: int, sql: 
         defer_for(fleet, tenant, 100)
     done: list[int] = []
 
-    def work(number: int) -> None:
-        with opened(dsn) as own:
-            mine = own.worker(name=f"w{number}")
-            while claims := own.claim(mine, 3):
-                done.extend(own.finish(*claims))
+    def work(own: Fleet, mine: int) -> None:
+        while claims := own.claim(mine, 3):
+            done.extend(own.acknowledge(*claims))
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    crew(dsn, 4, work)
     assert len(done) == len(set(done)) == 400
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ import psycopg
 import pytest
 
 from tests.conftest import Sql
-from tests.engine.fleet import Claim, Fleet, opened
+from tests.engine.fleet import Claim, Fleet, crew, opened
 
 
 @pytest.fixture
@@ -206,28 +205,22 @@ def test_it_is_exact_with_many_claimers(dsn: str, fleet: Fleet, sql: Sql) -> Non
     worst: list[tuple[int, int]] = []
     done: list[int] = []
 
-    def work(number: int) -> None:
-        chance = random.Random(seed + number)
-        with opened(dsn) as own:
-            worker = own.worker(name=f"w{number}")
-            while len(done) < 200:
-                claims = own.claim(worker, chance.randint(1, 5))
-                counts = own.sql(
-                    "select count(*), coalesce(max(c.n), 0) from procrastinate_jobs, lateral (select max(n) as n from ("
-                    "select count(*) n from procrastinate_jobs where status = 'doing' group by args ->> 'u') q) c "
-                    "where status = 'doing'"
+    def work(own: Fleet, worker: int) -> None:
+        chance = random.Random(seed + worker)
+        while len(done) < 200:
+            claims = own.claim(worker, chance.randint(1, 5))
+            worst.extend(
+                own.sql(
+                    "select coalesce(sum(n), 0), coalesce(max(n), 0) from (select count(*) as n "
+                    "from procrastinate_jobs where status = 'doing' group by args ->> 'u') q"
                 )
-                worst.extend((counts[0][0], counts[0][1]) for _ in [0])
-                for claim in claims:
-                    done.extend(own.finish(claim))
-                if not claims:
-                    own.sql("select procjobs.sweep_limits()")
+            )
+            for claim in claims:
+                done.extend(own.acknowledge(claim))
+            if not claims:
+                own.sql("select procjobs.sweep_limits()")
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    crew(dsn, 6, work)
     assert sorted(done) == sorted(set(done)) and len(done) == 200
     assert max(n for n, _ in worst) <= 3 and max(n for _, n in worst) <= 1
 
@@ -238,17 +231,11 @@ def test_two_claims_that_need_the_same_keys_crosswise_do_not_deadlock(dsn: str, 
     deadlocks = "select deadlocks from pg_stat_database where datname = current_database()"
     before = sql.one(deadlocks)
 
-    def work(number: int) -> None:
-        with opened(dsn) as own:
-            worker = own.worker(name=f"w{number}")
-            while claims := own.claim(worker, 40):
-                own.finish(*claims)
+    def work(own: Fleet, worker: int) -> None:
+        while claims := own.claim(worker, 40):
+            own.acknowledge(*claims)
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    crew(dsn, 4, work)
     assert sql.one("select count(*) from procrastinate_jobs") == 0
     assert sql.one(deadlocks) == before
 
