@@ -18,7 +18,7 @@ import psycopg
 from procjobs.bench import limit
 from procjobs.bench.contenders import Contender
 from procjobs.bench.environments import Environments
-from procjobs.bench.shapes import Shape
+from procjobs.bench.shapes import UNCHECKED, Shape
 from procjobs.bench.subjects.counter import HEAD, MOST_WAITS, SIZE
 
 __all__ = ["Drained", "Starts", "drain", "enqueue", "prepare", "working"]
@@ -95,6 +95,7 @@ def drain(environments: Environments, contender: Contender, shape: Shape, dsn: s
     """Enqueue so many jobs, drain them, and count what was acknowledged. Raises RuntimeError when nothing was done."""
     with _held(dsn, shape.held), psycopg.connect(dsn, autocommit=True) as connection:
         if waiting := shape.waiting(jobs):
+            connection.execute(UNCHECKED)
             connection.execute(waiting.encode())
         else:
             enqueue(environments, contender, dsn, "many", jobs)

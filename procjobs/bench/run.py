@@ -14,7 +14,7 @@ from procjobs.bench.databases import Databases
 from procjobs.bench.drain import drain, prepare
 from procjobs.bench.environments import Environments, NotInstalled
 from procjobs.bench.measures import MODES, bytes_per_job, enqueue_rate, waits
-from procjobs.bench.shapes import EMPTY, SHAPES, Shape
+from procjobs.bench.shapes import EMPTY, SHAPES, UNCHECKED, Shape
 
 __all__ = ["MEASURES", "Figures", "Run", "ours"]
 
@@ -114,6 +114,7 @@ class Run:
             prepare(self.environments, contender, dsn)
             if shape.fill:
                 with psycopg.connect(dsn, autocommit=True) as connection:
+                    connection.execute(UNCHECKED)
                     connection.execute(shape.fill.encode())
 
         which = [s.name for s in SHAPES].index(shape.name)

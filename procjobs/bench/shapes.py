@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["EMPTY", "SHAPES", "Shape"]
+__all__ = ["EMPTY", "SHAPES", "UNCHECKED", "Shape"]
+
+#: Before filling tables by plain inserts: arguments that need no check, row by row.
+UNCHECKED = "set procjobs.args_checked = 'on'"
 
 
 @dataclass(frozen=True)

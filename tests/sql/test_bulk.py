@@ -162,3 +162,16 @@ def test_discarding_moves_dead_letters_and_waiting_jobs_to_the_history(sql: Sql,
 
 def test_a_batch_has_bounds(refused: Refused) -> None:
     refused("PJ009", """select * from procjobs.cancel_jobs('{"state": "todo"}', dry_run => false, max_jobs => 0)""")
+
+
+def test_batches_end_although_some_jobs_are_left_as_they_are(sql: Sql, worker: MakeWorker) -> None:
+    ann = worker("send")
+    letters = [dead(sql, ann, options=f", queueing_lock => 'q{n}'") for n in range(3)]
+    for n in range(3):
+        defer(sql, "noop", f", queueing_lock => 'q{n}'")
+    found: list[tuple[int, int | None]] = []
+    after: int | None = 0
+    while after is not None and len(found) < 10:
+        n, after, _ = act(sql, "retry_jobs", {"state": "failed"}, f", false, 2, {after}")
+        found.append((n, after))
+    assert found == [(0, letters[1]), (0, letters[2]), (0, None)]

@@ -6,12 +6,14 @@ They count only where the environment names a counter's file.
 from __future__ import annotations
 
 import os
+import threading
 
 from procjobs.bench.subjects.counter import Counter
 
 __all__ = ["count_in", "crunch", "noop", "noop_in_a_thread"]
 
 _counter: Counter | None = None
+_first = threading.Lock()
 
 
 def count_in(path: str) -> None:
@@ -22,7 +24,8 @@ def count_in(path: str) -> None:
 def _count(at: int | None) -> None:
     global _counter
     if _counter is None:
-        _counter = Counter(os.environ["PROCJOBS_BENCH_COUNTER"])
+        with _first:  # threads come together
+            _counter = _counter or Counter(os.environ["PROCJOBS_BENCH_COUNTER"])
     _counter.start(at)
 
 
