@@ -32,6 +32,7 @@ class Claimed:
     __slots__ = (
         "args",
         "attempts",
+        "ended",
         "entered",
         "fenced",
         "id",
@@ -82,6 +83,8 @@ class Claimed:
         self.since = since
         #: The asyncio task that runs it, once started.
         self.task: asyncio.Task[None] | None = None
+        #: Whether the run is over.
+        self.ended = False
         #: Whether that task took its first step: before it, cancelling would lose the job.
         self.entered = False
         #: Why it should stop, if it should.

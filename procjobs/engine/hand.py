@@ -1,7 +1,10 @@
 """The jobs in a worker's hand: claimed ahead or running, until the database has their end.
 
 ready    claimed ahead, about ten milliseconds of work, not started; given back when they stay too long
-busy     started, until the acknowledgement is durable: only then is the slot free
+busy     running; at most `concurrency`
+ended    the run is over, the database does not have its end yet. Together with the running ones at most `concurrency`
+         and ten milliseconds of work: a worker that is killed leaves no more than that to run again, and one with
+         slow jobs starts nothing new before the ends of the old ones are durable
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ class Hand:
         self._rate = 0.0
         self._rated_at = 0.0
         self.busy = 0
+        self._ended = 0
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -53,8 +57,11 @@ class Hand:
 
     def room(self) -> int:
         """How many jobs to claim now; not positive when there is no room."""
-        ahead = min(_AHEAD_MOST, int(self._rate * _AHEAD_SECONDS))
-        return self._concurrency + ahead - len(self._jobs)
+        return self._concurrency + self._ahead() - len(self._jobs)
+
+    def _ahead(self) -> int:
+        """How many jobs are ten milliseconds of work, as fast as jobs end now."""
+        return min(_AHEAD_MOST, int(self._rate * _AHEAD_SECONDS))
 
     def take(self, jobs: Sequence[Claimed]) -> None:
         for job in jobs:
@@ -65,8 +72,16 @@ class Hand:
         """A ready job for a free slot, which it fills; None when there is no job or no slot."""
         if not self._ready or self.busy >= self._concurrency:
             return None
+        if self._ended and self.busy + self._ended >= self._concurrency + self._ahead():
+            return None
         self.busy += 1
         return self._ready.popleft()
+
+    def end(self, job: Claimed) -> None:
+        """Its run is over: another may run; it stays in our hand until the database has its end."""
+        job.ended = True
+        self.busy -= 1
+        self._ended += 1
 
     def put_back(self, job: Claimed) -> bool:
         """Take a job out of the ready ones; False when it is not there (any more)."""
@@ -77,12 +92,15 @@ class Hand:
         return True
 
     def release(self, jobs: Sequence[Claimed]) -> None:
-        """The database has the end of these jobs: they are out of our hand and their slots are free."""
+        """The database has the end of these jobs, or they are void: they are out of our hand."""
         for job in jobs:
             if self._jobs.get(job.id) is job:
                 del self._jobs[job.id]
             if job.task is not None:
-                self.busy -= 1
+                if job.ended:
+                    self._ended -= 1
+                else:
+                    self.busy -= 1
                 job.task = None
         now = time.monotonic()
         passed = min(max(now - self._rated_at, 1e-4), 1.0)

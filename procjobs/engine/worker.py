@@ -279,12 +279,14 @@ class Worker(UpstreamWorker):
             if logger.isEnabledFor(logging.INFO):
                 log_success(job, time.monotonic() - began)
             self._acknowledger.finished(job)
-            return
-        log_settlement(job, settlement, time.monotonic() - began)
-        self._acknowledger.settled(job, settlement)
+        else:
+            log_settlement(job, settlement, time.monotonic() - began)
+            self._acknowledger.settled(job, settlement)
+        self._hand.end(job)
+        self._start_ready()
 
     def _on_durable(self, jobs: Sequence[Claimed]) -> None:
-        """The database has the end of these jobs: their slots are free."""
+        """The database has the end of these jobs: there is room for others."""
         if jobs:
             self._reporter.forget(jobs)
             self._hand.release(jobs)

@@ -41,6 +41,7 @@ create or replace function procjobs.run_chore(p_chore text, p_every interval)
 returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set lock_timeout = '300ms'
 as $$
 begin
   if p_every is null or procjobs.chore_is_due(p_chore, p_every) then
@@ -48,7 +49,8 @@ begin
   end if;
 exception
   when others then
-    -- A chore that fails must not keep the others from being done: what one does is undone, and the log says why.
+    -- A chore that fails, or must wait for somebody's lock (an index that is built), must not keep the others from being
+    -- done: what one does is undone, and the log says why.
     raise warning 'chore % failed: %', p_chore, sqlerrm;
 end
 $$;

@@ -269,6 +269,18 @@ def test_a_chore_that_fails_does_not_keep_the_others_from_being_done(fleet: Flee
     assert any("promote_due" in message and "not this one" in message for message in heard)
 
 
+def test_a_chore_that_meets_a_locked_table_does_not_keep_the_others_waiting(
+    fleet: Fleet, rival: Fleet, sql: Sql
+) -> None:
+    """An index is built on the history: jobs still become due."""
+    due = fleet.defer(scheduled_at=1)
+    sql("set client_min_messages = error; set statement_timeout = '10s'")
+    with rival.sql.connection.transaction(), fleet.at(fleet.later(5)):
+        rival.sql("lock table procjobs.job_history in share mode")
+        sql("select procjobs.upkeep()")
+        assert fleet.waits_for(due) is None
+
+
 async def test_a_lock_that_could_never_be_indexed_is_refused_at_once(
     app: procjobs.App, drain: Callable[..., Any], fleet: Fleet, sql: Sql
 ) -> None:
