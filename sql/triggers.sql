@@ -40,14 +40,29 @@ create trigger pj_before_transition
 comment on trigger pj_before_transition on public.procrastinate_jobs is
   'Claims and ends by upstream''s own functions, which know nothing of our columns; ours set them and do not come here.';
 
-drop trigger if exists pj_check_inserted on public.procrastinate_jobs;
-create trigger pj_check_inserted
+drop trigger if exists pj_check_options on public.procrastinate_jobs;
+create trigger pj_check_options
   before insert on public.procrastinate_jobs
   for each row
-  when (new.status = 'todo' and current_setting('procjobs.args_checked', true) is distinct from 'on')
+  when (
+    new.status = 'todo' and current_setting('procjobs.args_checked', true) is distinct from 'on' and (
+      new.queue_name = '' or octet_length(concat(new.lock, new.queueing_lock, new.pj_unique_key)) > 1000
+      or new.scheduled_at is not null or new.pj_max_attempts is not null or new.pj_tags is not null
+    )
+  )
+  execute function procjobs.check_options();
+comment on trigger pj_check_options on public.procrastinate_jobs is
+  'Options of jobs inserted by hand, where there are any, are checked like those of procjobs.defer, which has checked its own.';
+
+drop trigger if exists pj_check_inserted on public.procrastinate_jobs;
+create trigger pj_check_inserted
+  after insert on public.procrastinate_jobs
+  referencing new table as inserted
+  for each statement
+  when (current_setting('procjobs.args_checked', true) is distinct from 'on')
   execute function procjobs.check_inserted();
 comment on trigger pj_check_inserted on public.procrastinate_jobs is
-  'Jobs inserted by hand or by upstream''s functions are checked like those of procjobs.defer, which has checked its own.';
+  'Arguments of jobs inserted by hand, by COPY or by upstream''s functions are checked like those of procjobs.defer, which has checked its own.';
 
 drop trigger if exists pj_after_insert on public.procrastinate_jobs;
 create trigger pj_after_insert

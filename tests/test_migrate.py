@@ -521,7 +521,7 @@ class TestPrivileges:
         from pg_auth_members a
         join pg_roles g on g.oid = a.roleid
         join pg_roles m on m.oid = a.member
-        where g.rolname like 'procjobs\_%'
+        where g.rolname like 'procjobs\_%' and m.rolname like 'procjobs\_%'
         """
         assert sorted(sql(member)) == [("procjobs_producer", "procjobs_admin"), ("procjobs_reader", "procjobs_admin")]
         described = "select count(shobj_description(oid, 'pg_authid')) from pg_roles where rolname like 'procjobs\\_%'"

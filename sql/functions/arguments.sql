@@ -222,26 +222,54 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_schema jsonb;
+  v_unknown text;
   v_stack text;
+  v_fault jsonb;
 begin
-  select t.args_schema into v_schema
-  from procjobs.tasks t
-  where t.name = new.task_name;
-
-  if not found then
+  select i.task_name into v_unknown
+  from (select distinct task_name from inserted where status = 'todo') i
+  where not exists (select from procjobs.tasks t where t.name = i.task_name)
+  order by i.task_name
+  limit 1;
+  if found then
     -- Upstream's functions never asked whether a task is known: its clients enqueue what a later deploy will define.
     get diagnostics v_stack = pg_context;
     if v_stack !~ '\mprocrastinate_defer_(jobs?|periodic_job)_v\d+\(' then
-      perform procjobs.raise_fault(procjobs.unknown_task_fault(new.task_name));
+      perform procjobs.raise_fault(procjobs.unknown_task_fault(v_unknown));
     end if;
   end if;
-  perform procjobs.raise_fault(procjobs.argument_fault(new.task_name, v_schema, new.args));
+
+  -- Jobs without arguments once a task, not once a row.
+  select f.fault into v_fault
+  from (
+    select task_name, args from inserted where status = 'todo' and args <> '{}'
+    union all
+    select distinct task_name, args from inserted where status = 'todo' and args = '{}'
+  ) i
+  left join procjobs.tasks t on t.name = i.task_name
+  cross join lateral (select procjobs.argument_fault(i.task_name, t.args_schema, i.args) as fault) f
+  where f.fault is not null
+  limit 1;
+  perform procjobs.raise_fault(v_fault);
+  return null;
+end
+$$;
+comment on function procjobs.check_inserted() is
+  'Trigger: checks the arguments of jobs that somebody inserts by hand, by COPY or through upstream''s functions as defer would. '
+  'Definer: whoever may insert jobs need not read procjobs.tasks.';
+
+create or replace function procjobs.check_options()
+returns trigger
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
   perform procjobs.raise_fault(procjobs.option_fault(
     new.queue_name, new.scheduled_at, array[new.lock, new.queueing_lock, new.pj_unique_key], new.pj_max_attempts, new.pj_tags));
   return new;
 end
 $$;
-comment on function procjobs.check_inserted() is
-  'Trigger: checks a job that somebody inserts by hand or through upstream''s functions as defer would. '
-  'Definer: whoever may insert jobs need not read procjobs.tasks.';
+comment on function procjobs.check_options() is
+  'Trigger: checks the options of a job that somebody inserts by hand, before an index refuses them in other words. '
+  'Definer: whoever may insert jobs need no rights on our functions.';

@@ -201,3 +201,40 @@ async def test_python_gets_each_refusal_as_its_own_class(db: Any, sql: Sql, regi
             await db.value("defer", task="send", args=args)
         assert type(found.value) is kind is SQLSTATES[str(found.value.sqlstate)]
         assert found.value.detail and found.value.hint
+
+
+@pytest.mark.parametrize(
+    ("code", "row"),
+    [
+        ("PJ002", ("send", '{"to": 7}', None)),
+        ("PJ001", ("sned", "{}", None)),
+        ("PJ002", ("send", "{}", None)),
+        ("PJ009", ("send", '{"to": "ann"}', "x" * 1001)),
+    ],
+)
+def test_one_job_that_cannot_be_refuses_the_whole_copy(
+    sql: Sql, register: Register, code: str, row: tuple[str, str, str | None]
+) -> None:
+    register("send", SEND)
+    rows = [("send", '{"to": "ann"}', None)] * 1000
+    with pytest.raises(psycopg.Error) as raised:
+        copy_jobs(sql, [*rows, row, *rows])
+    assert raised.value.sqlstate == code
+    assert sql.one("select count(*) from procrastinate_jobs") == 0
+
+
+def test_jobs_that_fit_may_come_by_copy(sql: Sql, register: Register) -> None:
+    register("send", SEND)
+    register("noop", {"type": "object", "additionalProperties": False})
+    copy_jobs(sql, [("send", '{"to": "ann"}', None), ("noop", "{}", "lock")] * 500)
+    assert sql("select task_name, count(*) from procrastinate_jobs group by 1 order by 1") == [
+        ("noop", 500),
+        ("send", 500),
+    ]
+
+
+def copy_jobs(sql: Sql, rows: list[tuple[str, str, str | None]]) -> None:
+    statement = "copy procrastinate_jobs (queue_name, task_name, args, lock) from stdin"
+    with sql.connection.cursor() as cursor, cursor.copy(statement) as copy:
+        for row in rows:
+            copy.write_row(("q", *row))
