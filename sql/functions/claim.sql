@@ -7,39 +7,43 @@
 
 create or replace function procjobs.ready_queues()
 returns text[]
-language sql
+language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 set jit = off
 set enable_bitmapscan = off
 as $$
+begin
   -- A loose index scan over the claim's index: one probe a queue, however many jobs are in it.
-  with recursive ready(name) as (
-    (
-      select j.queue_name
-      from public.procrastinate_jobs j
-      where j.status = 'todo'
-        and j.pj_waits_for is null
-      order by j.queue_name
-      limit 1
+  return (
+    with recursive ready(name) as (
+      (
+        select j.queue_name
+        from public.procrastinate_jobs j
+        where j.status = 'todo'
+          and j.pj_waits_for is null
+        order by j.queue_name
+        limit 1
+      )
+      union all
+      select (
+        select j.queue_name
+        from public.procrastinate_jobs j
+        where j.status = 'todo'
+          and j.pj_waits_for is null
+          and j.queue_name > ready.name
+        order by j.queue_name
+        limit 1
+      )
+      from ready
+      where ready.name is not null
     )
-    union all
-    select (
-      select j.queue_name
-      from public.procrastinate_jobs j
-      where j.status = 'todo'
-        and j.pj_waits_for is null
-        and j.queue_name > ready.name
-      order by j.queue_name
-      limit 1
-    )
+    select coalesce(array_agg(name::text), '{}')
     from ready
-    where ready.name is not null
-  )
-  select coalesce(array_agg(name::text), '{}')
-  from ready
-  where name is not null
+    where name is not null
+  );
+end
 $$;
 comment on function procjobs.ready_queues() is 'Names of the queues that hold a claimable job.';
 
@@ -241,8 +245,10 @@ begin
   from judged;
 
   -- What cannot run leaves the claim's index, so that it hides nobody behind it.
-  set_aside := procjobs.set_aside(v_halted, 'pause') + procjobs.set_aside(v_unknown, 'task')
-    + procjobs.set_aside(v_blocked, 'lock');
+  set_aside := cardinality(v_halted) + cardinality(v_unknown) + cardinality(v_blocked);
+  if set_aside > 0 then
+    perform procjobs.set_aside(v_halted, 'pause'), procjobs.set_aside(v_unknown, 'task'), procjobs.set_aside(v_blocked, 'lock');
+  end if;
   if cardinality(v_unknown) > 0 then
     -- A worker that knows the task may have looked while these rows were locked: it is told to look again.
     perform procjobs.wake_queues(array(

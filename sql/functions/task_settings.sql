@@ -22,13 +22,18 @@ comment on function procjobs.task_policy(text) is
 
 create or replace function procjobs.task_timeouts()
 returns jsonb
-language sql
+language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select jsonb_object_agg(p.task, p.timeout)
-  from procjobs.task_policies p
-  where p.timeout is not null
+begin
+  -- plpgsql keeps the plan; before PostgreSQL 18 a function in SQL makes it anew for each claim.
+  return (
+    select jsonb_object_agg(p.task, p.timeout)
+    from procjobs.task_policies p
+    where p.timeout is not null
+  );
+end
 $$;
 comment on function procjobs.task_timeouts() is 'The tasks that have a timeout, with it: {"task": "00:00:30"}. Null: none has.';
 
