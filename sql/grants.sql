@@ -79,7 +79,7 @@ begin
     ('procjobs_reader', '{
       doctor, doctor_server, doctor_horizon, doctor_logins, doctor_tables, doctor_fleet, explain_claim, claim_plans, say_span,
       list_limits, list_batches, list_tasks, why_not_running, job_timeline, list_jobs, job_report, list_queues, list_workers, job_status,
-      may_see_arguments, say_time, raise_job_not_found, clock,
+      may_see_arguments, late_note, say_time, raise_job_not_found, clock,
       list_retention, list_retention_passes, list_dead_groups, list_dead_letters, jobs_as_of, job_transitions
     }'),
     ('procjobs_admin', '{

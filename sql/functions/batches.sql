@@ -385,3 +385,33 @@ end
 $$;
 comment on function procjobs.sweep_batches(integer) is
   'Adds up the counts of batches, and finishes those whose end a race left unseen. Returns how many it finished. A chore of upkeep.';
+
+create or replace function procjobs.forget_batches(p_max_batches integer default 1000)
+returns integer
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_hashjoin = off
+set enable_mergejoin = off
+set jit = off
+as $$
+declare
+  v_count integer;
+begin
+  delete from procjobs.job_batches
+  where id = any (array(
+    select b.id
+    from procjobs.job_batches b
+    where b.finished_at < procjobs.clock() - interval '7 days'
+      and not exists (select from procjobs.job_history h where h.batch = b.id)
+      and not exists (select from public.procrastinate_jobs j where j.pj_batch = b.id)
+      and not exists (select from procjobs.batch_ends e where e.batch = b.id)
+    order by b.id
+    limit p_max_batches
+    for update skip locked
+  ));
+  get diagnostics v_count = row_count;
+  return v_count;
+end
+$$;
+comment on function procjobs.forget_batches(integer) is
+  'Deletes batches that finished more than seven days ago and whose jobs are all forgotten. Returns how many. A chore of upkeep.';

@@ -79,6 +79,7 @@ begin
     perform procjobs.run_chore('sweep_unique_keys', interval '1 minute');
     perform procjobs.run_chore('ensure_history_partitions', interval '1 minute');
     perform procjobs.run_chore('forget_workers', interval '1 hour');
+    perform procjobs.run_chore('forget_batches', interval '10 minutes');
     perform procjobs.run_chore('forget_limit_state', interval '1 minute');
     -- Last: it may hold a lock on the whole history, until this ends.
     perform procjobs.run_chore('run_retention', interval '1 minute');

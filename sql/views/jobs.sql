@@ -33,7 +33,7 @@ select
   case
     when j.status in ('cancelled', 'aborted') then j.pj_cancel ->> 'reason'
     when j.status = 'succeeded' and j.pj_cancel is not null then concat_ws('; ',
-      case when j.pj_cancel ? 'by' then 'a cancel request came too late' end, j.pj_cancel ->> 'note')
+      case when j.pj_cancel ? 'by' then procjobs.late_note(j.pj_cancel) end, j.pj_cancel ->> 'note')
     when j.abort_requested then concat_ws(': ', 'asked to stop by ' || (j.pj_cancel ->> 'by'), j.pj_cancel ->> 'reason')
   end as note,
   case when j.status <> 'succeeded' then (

@@ -106,3 +106,11 @@ def test_the_deadline_of_an_earlier_run_is_not_the_next_ones(fleet: Fleet, sql: 
     fleet.policy("work")  # no timeout any more
     assert fleet.claim_ids(fleet.worker()) == [claim.id]
     assert overdue(fleet, 10**6) == 0
+
+
+@pytest.mark.parametrize("disposal", ["archive", "keep"])
+def test_a_job_that_succeeds_after_its_timeout_says_so(fleet: Fleet, sql: Sql, disposal: str) -> None:
+    claim = claimed(fleet)
+    assert overdue(fleet) == 1
+    fleet.finish(claim, disposal=disposal)
+    assert sql("select status::text, note from procjobs.jobs") == [("succeeded", "it ended after its timeout")]

@@ -330,3 +330,22 @@ def test_jobs_without_a_batch_leave_no_trace_here(sql: Sql, worker: Make) -> Non
     running.claim()
     running.finish(job)
     assert sql("select * from procjobs.batch_ends") == []
+
+
+def test_a_batch_is_forgotten_a_week_after_its_end_with_its_last_job(
+    sql: Sql, batch: int, worker: Make, now: Callable[[str], None]
+) -> None:
+    (job,) = join(sql, batch)
+    seal(sql, batch)
+    worker("noop").claim()
+    sql("select procjobs.archive_job(%s, 'succeeded', null)", job)
+    opened = sql.one(CALLBACKS)
+    sql("update procjobs.job_batches set finished_at = '2030-01-01 12:00Z' where id = %s", batch)
+    now("2030-01-08 12:01Z")
+    assert sql.one("select procjobs.forget_batches()") == 0, "its job is still in the history"
+    sql("delete from procjobs.job_history")
+    now("2030-01-08 11:59Z")
+    assert sql.one("select procjobs.forget_batches()") == 0
+    now("2030-01-08 12:01Z")
+    assert sql.one("select procjobs.forget_batches()") == 1
+    assert sql("select id from procjobs.job_batches") == [(opened,)]

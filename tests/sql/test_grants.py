@@ -39,7 +39,8 @@ MAY_EXECUTE = {
         "explain_claim", "claim_plans", "say_span",
         "list_tasks", "list_limits", "list_batches",
         "why_not_running", "job_timeline", "list_jobs", "job_report", "list_queues", "list_workers", "job_status",
-        "may_see_arguments", "say_time", "raise_job_not_found", "clock", "list_retention", "list_retention_passes",
+        "may_see_arguments", "late_note", "say_time", "raise_job_not_found", "clock",
+        "list_retention", "list_retention_passes",
         "list_dead_groups", "list_dead_letters", "jobs_as_of", "job_transitions",
     },
     "procjobs_admin": {
