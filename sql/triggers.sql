@@ -1,7 +1,8 @@
 -- Triggers on Procrastinate's job table: who calls which function, when.
 -- Owns:        the triggers pj_* of procrastinate_jobs. Upstream's own are gone (0002).
 -- Lock order:  share row exclusive on procrastinate_jobs while they are replaced.
--- What decides without a row is in WHEN, so that the bulk paths pay nothing for it.
+-- What decides without a row is in WHEN, so that the bulk paths pay nothing for it; and briefly, since PostgreSQL reads the
+-- text of each condition anew in every statement.
 
 drop trigger if exists pj_before_insert on public.procrastinate_jobs;
 create trigger pj_before_insert
@@ -31,11 +32,7 @@ drop trigger if exists pj_before_transition on public.procrastinate_jobs;
 create trigger pj_before_transition
   before update of status on public.procrastinate_jobs
   for each row
-  when (
-    old.status <> 'doing' and new.status = 'doing' and new.pj_lease = old.pj_lease
-    or old.status in ('todo', 'doing') and new.status not in ('todo', 'doing')
-      and new.pj_finished_at is not distinct from old.pj_finished_at
-  )
+  when (new.pj_lease = old.pj_lease and new.pj_finished_at is not distinct from old.pj_finished_at and new.status <> 'todo')
   execute function procjobs.stamp_transition();
 comment on trigger pj_before_transition on public.procrastinate_jobs is
   'Claims and ends by upstream''s own functions, which know nothing of our columns; ours set them and do not come here.';

@@ -1,10 +1,10 @@
 """The jobs in a worker's hand: claimed ahead or running, until the database has their end.
 
-ready    claimed ahead, about ten milliseconds of work, not started; given back when they stay too long
+ready    claimed ahead, ten milliseconds of work as long as jobs run now, not started; given back when they stay too long
 busy     running; at most `concurrency`
 ended    the run is over, the database does not have its end yet. Together with the running ones at most `concurrency`
-         and ten milliseconds of work: a worker that is killed leaves no more than that to run again, and one with
-         slow jobs starts nothing new before the ends of the old ones are durable
+         and what the database takes in ten milliseconds: a worker that is killed leaves no more than that to run again,
+         and one with slow jobs starts nothing new before the ends of the old ones are durable
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ __all__ = ["Hand"]
 #: Seconds of work to hold beyond the slots, and the most jobs that may be.
 _AHEAD_SECONDS = 0.010
 _AHEAD_MOST = 500
+#: Seconds that a run is taken for at least, and how much a shorter one than the average moves it.
+_SHORTEST = 1e-5
+_WEIGHT = 0.1
 #: Seconds after which claimed jobs that found no free slot are given back to others.
 _STALE = 1.0
 
@@ -31,6 +34,9 @@ class Hand:
         self._concurrency = concurrency
         self._jobs: dict[int, Claimed] = {}
         self._ready: deque[Claimed] = deque()
+        #: Seconds that a job runs, on average of the last ones; None before the first has ended.
+        self._run_time: float | None = None
+        #: Jobs whose ends become durable in a second.
         self._rate = 0.0
         self._rated_at = 0.0
         self.busy = 0
@@ -57,10 +63,19 @@ class Hand:
 
     def room(self) -> int:
         """How many jobs to claim now; not positive when there is no room."""
-        return self._concurrency + self._ahead() - len(self._jobs)
+        return self._concurrency + self._ahead() + min(self._ended, self._unrecorded()) - len(self._jobs)
 
     def _ahead(self) -> int:
-        """How many jobs are ten milliseconds of work, as fast as jobs end now."""
+        """How many jobs are ten milliseconds of work for all slots, as long as jobs run now.
+
+        Not by how many end: a database that is slow to answer asks for more in hand, not for less.
+        """
+        if self._run_time is None:
+            return 0
+        return min(_AHEAD_MOST, int(self._concurrency * _AHEAD_SECONDS / max(self._run_time, _SHORTEST)))
+
+    def _unrecorded(self) -> int:
+        """How many ends the database takes in ten milliseconds, as it does now."""
         return min(_AHEAD_MOST, int(self._rate * _AHEAD_SECONDS))
 
     def take(self, jobs: Sequence[Claimed]) -> None:
@@ -72,13 +87,16 @@ class Hand:
         """A ready job for a free slot, which it fills; None when there is no job or no slot."""
         if not self._ready or self.busy >= self._concurrency:
             return None
-        if self._ended and self.busy + self._ended >= self._concurrency + self._ahead():
+        if self._ended and self.busy + self._ended >= self._concurrency + self._unrecorded():
             return None
         self.busy += 1
         return self._ready.popleft()
 
-    def end(self, job: Claimed) -> None:
-        """Its run is over: another may run; it stays in our hand until the database has its end."""
+    def end(self, job: Claimed, seconds: float) -> None:
+        """It has run for so long: another may run; it stays in our hand until the database has its end."""
+        known = self._run_time
+        # Long runs count at once, short ones little by little: too much in hand keeps others waiting.
+        self._run_time = seconds if known is None or seconds > known else known + _WEIGHT * (seconds - known)
         job.ended = True
         self.busy -= 1
         self._ended += 1
@@ -111,5 +129,5 @@ class Hand:
         """The ready jobs, when they have found no slot for a while: somebody else may have one."""
         if not self._ready or time.monotonic() - self._ready[0].since <= _STALE:
             return []
-        self._rate = 0.0
+        self._run_time = None
         return list(self._ready)

@@ -275,14 +275,15 @@ class Worker(UpstreamWorker):
             settlement = await self._executor.run(job)
         else:
             settlement = await self._executor.run_within(job)
+        took = time.monotonic() - began
         if settlement is None:
             if logger.isEnabledFor(logging.INFO):
-                log_success(job, time.monotonic() - began)
+                log_success(job, took)
             self._acknowledger.finished(job)
         else:
-            log_settlement(job, settlement, time.monotonic() - began)
+            log_settlement(job, settlement, took)
             self._acknowledger.settled(job, settlement)
-        self._hand.end(job)
+        self._hand.end(job, took)
         self._start_ready()
 
     def _on_durable(self, jobs: Sequence[Claimed]) -> None:

@@ -264,6 +264,113 @@ comment on function procjobs.take_jobs(text[], text[], integer, boolean, text[],
   'One pass of the claim: locks the next jobs, and sorts them into those that may run (taken) and those set aside '
   'because their task is paused or unknown, or their lock is held. overtaken: other claims hold some of the jobs in front.';
 
+create or replace function procjobs.claim_judged(
+  p_worker bigint, p_queues text[], p_max_jobs integer, p_tasks text[], p_timeouts jsonb
+)
+returns bigint[]
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
+set jit = off
+set enable_bitmapscan = off
+as $$
+declare
+  c_widest constant integer := 10000;
+  v_queues text[];
+  v_paused_queues text[];
+  v_paused_tasks text[];
+  v_special_queues text[];
+  v_limited boolean;
+  v_ids bigint[];
+  v_keys jsonb;
+  v_away bigint[];
+  v_away_by text[];
+  v_started bigint[] := '{}'::bigint[];
+  v_pass record;
+  v_missing integer := p_max_jobs;
+  v_width integer := p_max_jobs;
+  v_with_locks boolean := true;
+begin
+  -- Few passes: more than one only where jobs had to be set aside, where other claims hold those in front, or another
+  -- worker won a race for a lock. Each looks further, so that nothing in front hides what is behind.
+  for v_round in 1 .. 20 loop
+    -- Each pass anew, since it may have waited.
+    select
+      array(select s.name::text from procjobs.queue_settings s where s.paused_at is not null),
+      array(select s.name::text from procjobs.queue_settings s where s.fair or s.ageing is not null),
+      array(select s.task::text from procjobs.task_settings s where s.paused_at is not null),
+      exists (select from procjobs.limits)
+    into v_paused_queues, v_special_queues, v_paused_tasks, v_limited;
+    v_queues := array(
+      select q
+      from unnest(coalesce(p_queues, procjobs.ready_queues())) q
+      where q <> all (v_paused_queues)
+    );
+    exit when cardinality(v_queues) = 0;
+
+    begin
+      select t.taken, t.set_aside, t.overtaken into v_pass
+      from procjobs.take_jobs(
+        p_tasks, v_queues, v_width, v_with_locks, v_paused_queues, v_paused_tasks, v_special_queues
+      ) t;
+
+      v_ids := v_pass.taken[1:v_missing];
+      v_keys := null;
+      if v_limited and cardinality(v_ids) > 0 then
+        select a.admitted, a.keys, a.turned_away, a.turned_by into v_ids, v_keys, v_away, v_away_by
+        from procjobs.admit_jobs(v_pass.taken, v_missing, v_round = 1) a;
+        if v_away is not null then
+          perform procjobs.turn_away(v_away, v_away_by);
+          v_pass.set_aside := v_pass.set_aside + cardinality(v_away);
+        end if;
+      end if;
+
+      v_started := v_started || procjobs.start_jobs(v_ids, p_worker, p_timeouts, v_keys);
+      v_missing := v_missing - cardinality(v_ids);
+      exit when v_missing <= 0 or v_pass.set_aside = 0 and not (v_pass.overtaken and v_width < c_widest);
+      v_width := least(c_widest, greatest(2 * v_width, v_missing, case when v_pass.set_aside > 0 then 200 end));
+    exception
+      when unique_violation or deadlock_detected then
+        -- Somebody else took this lock between our look and our update, or two of us each took one of two and waited
+        -- for the other. Look again; at last without locks.
+        v_with_locks := v_round < 3;
+    end;
+  end loop;
+  return v_started;
+end
+$$;
+comment on function procjobs.claim_judged(bigint, text[], integer, text[], jsonb) is
+  'The claim where jobs must be judged: locks, limits, unknown and paused tasks, several queues, fair and ageing ones. '
+  'Returns the jobs that it started.';
+
+create or replace function procjobs.start_jobs(p_ids bigint[], p_worker bigint, p_timeouts jsonb, p_keys jsonb)
+returns bigint[]
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now timestamptz := procjobs.clock();
+begin
+  -- Not with an empty array, which the planner takes for a proof that any partial index will do.
+  if cardinality(p_ids) > 0 then
+    update public.procrastinate_jobs j
+    set status = 'doing',
+        worker_id = p_worker,
+        pj_lease = j.pj_lease + 1,
+        pj_started_at = v_now,
+        pj_deadline = v_now + coalesce(j.pj_timeout, (p_timeouts ->> j.task_name)::interval),
+        pj_limits = case when p_keys is not null then (
+          select array_agg(k) from jsonb_array_elements_text(p_keys -> j.id::text) k
+        ) end
+    where j.id = any (p_ids);
+  end if;
+  return coalesce(p_ids, '{}');
+end
+$$;
+comment on function procjobs.start_jobs(bigint[], bigint, jsonb, jsonb) is
+  'Starts jobs that the caller has locked and judged; p_keys: the limits that each counts for. Returns their ids.';
+
 drop function if exists procjobs.claim_jobs(bigint, text[], integer);
 create or replace function procjobs.claim_jobs(p_worker bigint, p_queues text[], p_max_jobs integer)
 returns table (
@@ -289,26 +396,21 @@ set jit = off
 set enable_bitmapscan = off
 as $$
 declare
-  c_widest constant integer := 10000;
   v_now timestamptz := procjobs.clock();
-  v_timeouts jsonb := procjobs.task_timeouts();
-  v_tasks text[];
-  v_queues text[];
-  v_paused_queues text[];
-  v_paused_tasks text[];
-  v_special_queues text[];
-  v_limited boolean;
-  v_ids bigint[];
-  v_keys jsonb;
-  v_away bigint[];
-  v_away_by text[];
-  v_started bigint[] := '{}'::bigint[];
-  v_pass record;
-  v_missing integer := p_max_jobs;
-  v_width integer := p_max_jobs;
-  v_with_locks boolean := true;
+  v_queues text[] := p_queues;
+  v_context record;
+  v_started bigint[];
+  v_count integer := 0;
 begin
-  select w.tasks into v_tasks
+  -- In one look, since a claim of a few jobs must be quick.
+  select
+    w.tasks,
+    exists (select from public.procrastinate_jobs j where j.status = 'todo' and j.pj_waits_for = 'task') as parked,
+    array(select s.name::text from procjobs.queue_settings s where s.paused_at is not null or s.fair or s.ageing is not null) as special,
+    array(select s.task::text from procjobs.task_settings s where s.paused_at is not null) as paused,
+    exists (select from procjobs.limits) as limited,
+    (select jsonb_object_agg(p.task, p.timeout) from procjobs.task_policies p where p.timeout is not null) as timeouts
+  into v_context
   from procjobs.worker_state w
   where w.id = p_worker
     and w.dead_at is null
@@ -320,81 +422,69 @@ begin
             hint = 'register again with procjobs.register_worker; procjobs worker does so by itself';
   end if;
 
-  if exists (select from public.procrastinate_jobs j where j.status = 'todo' and j.pj_waits_for = 'task') then
-    perform procjobs.unpark_jobs(v_tasks, p_queues, p_max_jobs);
+  if v_context.parked then
+    perform procjobs.unpark_jobs(v_context.tasks, p_queues, p_max_jobs);
+  end if;
+  if v_queues is null then
+    v_queues := procjobs.ready_queues();
   end if;
 
-  -- Few passes: more than one only where jobs had to be set aside, where other claims hold those in front, or another
-  -- worker won a race for a lock. Each looks further, so that nothing in front hides what is behind.
-  for v_round in 1 .. 20 loop
-    -- In one look, since a claim of a few jobs must be quick; each pass anew, since it may have waited.
+  -- Most claims find one queue, in which jobs need no judging: no lock, a task that is known and not paused, no limits.
+  if cardinality(v_queues) = 1 and not v_context.limited and v_queues[1] <> all (v_context.special) then
+    return query
+    with taken as (
+      update public.procrastinate_jobs j
+      set status = 'doing',
+          worker_id = p_worker,
+          pj_lease = j.pj_lease + 1,
+          pj_started_at = v_now,
+          pj_deadline = v_now + coalesce(j.pj_timeout, (v_context.timeouts ->> j.task_name)::interval),
+          pj_limits = null
+      where j.id = any (array(
+        select plain.id
+        from (
+          select c.id, c.lock, c.task_name
+          from public.procrastinate_jobs c
+          where c.status = 'todo'
+            and c.pj_waits_for is null
+            and c.queue_name = v_queues[1]
+          order by c.priority desc, c.id
+          limit p_max_jobs
+          for update skip locked
+        ) plain
+        where plain.lock is null
+          and plain.task_name = any (v_context.tasks)
+          and plain.task_name <> all (v_context.paused)
+      ))
+      returning j.*
+    )
     select
-      array(select s.name::text from procjobs.queue_settings s where s.paused_at is not null),
-      array(select s.name::text from procjobs.queue_settings s where s.fair or s.ageing is not null),
-      array(select s.task::text from procjobs.task_settings s where s.paused_at is not null),
-      exists (select from procjobs.limits)
-    into v_paused_queues, v_special_queues, v_paused_tasks, v_limited;
-    v_queues := array(
-      select q
-      from unnest(coalesce(p_queues, procjobs.ready_queues())) q
-      where q <> all (v_paused_queues)
-    );
-    exit when cardinality(v_queues) = 0;
+      s.id, s.pj_lease, s.task_name::text, s.args::text, s.lock, s.attempts, s.queue_name::text, s.priority, s.queueing_lock,
+      case when s.scheduled_at between '0001-01-02' and '9999-12-30' then s.scheduled_at end,  -- what a worker can read
+      s.pj_max_attempts, extract(epoch from s.pj_deadline - v_now)::double precision
+    from taken s
+    order by s.priority desc, s.id;
+    get diagnostics v_count = row_count;
+    if v_count = p_max_jobs or not exists (
+      select
+      from public.procrastinate_jobs j
+      where j.status = 'todo'
+        and j.pj_waits_for is null
+        and j.queue_name = v_queues[1]
+    ) then
+      return;
+    end if;
+  elsif cardinality(v_queues) = 0 then
+    return;
+  end if;
 
-    begin
-      select t.taken, t.set_aside, t.overtaken into v_pass
-      from procjobs.take_jobs(
-        v_tasks, v_queues, v_width, v_with_locks, v_paused_queues, v_paused_tasks, v_special_queues
-      ) t;
-
-      v_ids := v_pass.taken[1:v_missing];
-      v_keys := null;
-      if v_limited and cardinality(v_ids) > 0 then
-        select a.admitted, a.keys, a.turned_away, a.turned_by into v_ids, v_keys, v_away, v_away_by
-        from procjobs.admit_jobs(v_pass.taken, v_missing, v_round = 1) a;
-        if v_away is not null then
-          perform procjobs.turn_away(v_away, v_away_by);
-          v_pass.set_aside := v_pass.set_aside + cardinality(v_away);
-        end if;
-      end if;
-
-      -- Not with an empty array, which the planner takes for a proof that any partial index will do.
-      if cardinality(v_ids) > 0 then
-        with started as (
-          update public.procrastinate_jobs j
-          set status = 'doing',
-              worker_id = p_worker,
-              pj_lease = j.pj_lease + 1,
-              pj_started_at = v_now,
-              pj_deadline = v_now + coalesce(j.pj_timeout, (v_timeouts ->> j.task_name)::interval),
-              pj_limits = case when v_keys is not null then (
-                select array_agg(k) from jsonb_array_elements_text(v_keys -> j.id::text) k
-              ) end
-          where j.id = any (v_ids)
-          returning j.id
-        )
-        select v_started || array_agg(s.id) into v_started
-        from started s;
-      end if;
-
-      v_missing := v_missing - cardinality(v_ids);
-      exit when v_missing <= 0 or v_pass.set_aside = 0 and not (v_pass.overtaken and v_width < c_widest);
-      v_width := least(c_widest, greatest(2 * v_width, v_missing, case when v_pass.set_aside > 0 then 200 end));
-    exception
-      when unique_violation or deadlock_detected then
-        -- Somebody else took this lock between our look and our update, or two of us each took one of two and waited
-        -- for the other. Look again; at last without locks.
-        v_with_locks := v_round < 3;
-    end;
-  end loop;
-
-  -- Only now: rows that were returned would stay returned if the pass that took them is undone.
-  if cardinality(v_started) > 0 then
+  -- Only when it is done: rows that were returned would stay returned if the pass that took them is undone.
+  v_started := procjobs.claim_judged(p_worker, p_queues, p_max_jobs - v_count, v_context.tasks, v_context.timeouts);
+  if v_started <> '{}' then
     return query
     select
-      s.id, s.pj_lease, s.task_name::text, s.args::text, s.lock, s.attempts, s.queue_name::text,
-      s.priority, s.queueing_lock,
-      case when s.scheduled_at between '0001-01-02' and '9999-12-30' then s.scheduled_at end,  -- what a worker can read
+      s.id, s.pj_lease, s.task_name::text, s.args::text, s.lock, s.attempts, s.queue_name::text, s.priority, s.queueing_lock,
+      case when s.scheduled_at between '0001-01-02' and '9999-12-30' then s.scheduled_at end,
       s.pj_max_attempts, extract(epoch from s.pj_deadline - v_now)::double precision
     from public.procrastinate_jobs s
     where s.id = any (v_started)

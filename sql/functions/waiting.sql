@@ -68,11 +68,11 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if new.status = 'doing' then
+  if new.status = 'doing' and old.status <> 'doing' then
     new.pj_lease := old.pj_lease + 1;
     new.pj_started_at := procjobs.clock();
     new.pj_waits_for := null;
-  else
+  elsif new.status not in ('todo', 'doing') and old.status in ('todo', 'doing') then
     new.pj_finished_at := procjobs.clock();
   end if;
   return new;

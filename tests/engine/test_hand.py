@@ -50,15 +50,15 @@ def started(hand: Hand) -> Iterator[Claimed]:
         yield job
 
 
-def at_rate(clock: Clock, rate: float) -> Hand:
-    """A hand of a worker whose jobs end so many a second."""
+def at_rate(clock: Clock, rate: float, run_time: float = 0.1) -> Hand:
+    """A hand of a worker whose jobs run for so many seconds, and end so many a second."""
     hand = Hand(SLOTS)
     for n in range(50):
         batch = jobs(10_000 + n * SLOTS, SLOTS)
         hand.take(batch)
         assert list(started(hand)) == batch
         for job in batch:
-            hand.end(job)
+            hand.end(job, run_time)
         clock.now += SLOTS / rate
         hand.release(batch)
     return hand
@@ -71,7 +71,7 @@ def test_a_slow_job_holds_its_slot_until_its_end_is_durable(clock: Clock) -> Non
     first = list(started(hand))
     assert len(first) == SLOTS
     for job in first:
-        hand.end(job)
+        hand.end(job, 0.1)
     assert hand.busy == 0 and list(started(hand)) == []
     clock.now += 0.1
     hand.release(first[:2])
@@ -80,15 +80,31 @@ def test_a_slow_job_holds_its_slot_until_its_end_is_durable(clock: Clock) -> Non
 
 def test_of_quick_jobs_ten_milliseconds_of_work_may_have_ended_unrecorded(clock: Clock) -> None:
     hand = at_rate(clock, 1020)
-    assert hand.room() == SLOTS + 10
     hand.take(jobs(1, 100))
     ended = 0
     while batch := list(started(hand)):
         assert hand.busy <= SLOTS
         for job in batch:
-            hand.end(job)
+            hand.end(job, 0.1)
             ended += 1
     assert ended == SLOTS + 10
+
+
+@pytest.mark.parametrize(("run_time", "ahead"), [(0.1, 0), (0.010, 4), (0.001, 40), (1e-6, 500)])
+def test_ten_milliseconds_of_work_are_held_ahead_however_slow_the_database_is(
+    clock: Clock, run_time: float, ahead: int
+) -> None:
+    assert at_rate(clock, 50, run_time).room() == SLOTS + ahead
+
+
+def test_one_long_run_ends_the_holding_ahead_at_once(clock: Clock) -> None:
+    hand = at_rate(clock, 50, 1e-5)
+    assert hand.room() == SLOTS + 500
+    hand.take(jobs(1, 1))
+    (job,) = started(hand)
+    hand.end(job, 0.2)
+    hand.release([job])
+    assert hand.room() == SLOTS
 
 
 def test_no_more_run_than_there_are_slots_however_quick_they_are(clock: Clock) -> None:
@@ -105,7 +121,7 @@ def test_what_was_given_back_unstarted_leaves_the_hand_without_a_slot(clock: Clo
     assert hand.put_back(ready)
     hand.release([ready])
     assert (len(hand), hand.busy) == (SLOTS, SLOTS)
-    hand.end(running[0])
+    hand.end(running[0], 0.1)
     hand.release(running[:1])
     hand.take(jobs(50, SLOTS))
     assert len(list(started(hand))) == 1
