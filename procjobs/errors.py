@@ -279,6 +279,7 @@ _UNAVAILABLE = ("08", "53", "57P", "25006")
 
 #: Ways out of errors of PostgreSQL's own, which comes without one.
 _HINTS = {
+    "22007": "write times as 2030-01-31 09:00 or 2030-01-31T09:00Z, spans as '30 days' or '12 hours'",
     "42501": "grant the database user the role it needs: procjobs_producer, procjobs_worker, procjobs_reader or "
     "procjobs_admin",
     "22P05": "a NUL character cannot be stored: remove it, or encode binary data as base64",

@@ -10,6 +10,7 @@ The usual case, nothing to do, reads the catalogs once: no lock, no SQLAlchemy.
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -92,13 +93,17 @@ def migrate(
 
 
 def check(dsn: str, *, host_sql: Path | None = None) -> list[str]:
-    """Every way in which the database differs from what migrate would leave, one sentence each; empty when none."""
+    """Every way in which the database differs from what migrate would leave, one sentence each; empty when none.
+
+    Raises MigrationError when a later procjobs migrated it, ServerError (too old), DatabaseUnavailable.
+    """
     plan = Plan(resources(), _host_file(host_sql), None, silent)
     try:
         with _connection(dsn) as connection:
             state = read_state(connection)
     except psycopg.Error as error:
         raise translate(error) from error
+    state.refuse_newer(plan)
     return state.problems(plan)
 
 
@@ -165,6 +170,8 @@ def _unchanged(state: State) -> Report:
 def _host_file(path: Path | None) -> Path | None:
     if path is not None and not path.is_file():
         raise MigrationError(f"there is no file {path}", hint="procjobs init writes one")
+    if path is not None and not os.access(path, os.R_OK):
+        raise MigrationError(f"{path} may not be read by this user", hint=f"chmod a+r {path}")
     return path
 
 
@@ -174,6 +181,15 @@ def _connection(dsn: str) -> Iterator[Raw]:
     with psycopg.connect(dsn, application_name="procjobs migrate", prepare_threshold=None) as connection:
         _prepare(connection)
         yield connection
+
+
+@contextmanager
+def _rights_told(connection: Raw, plan: Plan) -> Iterator[None]:
+    """Missing rights are told with what to grant. Raises MigrationError."""
+    try:
+        yield
+    except pg.InsufficientPrivilege as error:
+        raise MigrationError(str(error.diag.message_primary), hint=plan.rights(connection)) from error
 
 
 def _prepare(connection: Raw) -> None:
@@ -217,7 +233,8 @@ def _alembic(dsn: str, plan: Plan) -> Iterator[tuple[Raw, Any]]:
             config.set_main_option("script_location", str(plan.resources.migrations).replace("%", "%%"))
             config.set_main_option("path_separator", "os")
             config.attributes.update(connection=wrapped, plan=plan, adopted=True, schema="public")
-            yield connection, config
+            with _rights_told(connection, plan):
+                yield connection, config
     except DBAPIError as error:
         raise error.orig or error from error
     finally:
@@ -272,7 +289,7 @@ def _note(said: psycopg.errors.Diagnostic, notes: list[str]) -> None:
 def _adopt(dsn: str, plan: Plan) -> list[str] | None:
     """Bring an existing Procrastinate to the present; None if there is none. A transaction of its own, since a value
     added to an enum can only be used after it."""
-    with _connection(dsn) as connection:
+    with _connection(dsn) as connection, _rights_told(connection, plan):
         _alone(connection)
         state = read_state(connection)
         if state.revision is not None:
@@ -300,11 +317,7 @@ def _upgrade_tables(connection: Raw, config: Any, state: State, plan: Plan) -> N
     head = plan.resources.head
     if state.revision == head:
         return
-    if state.revision is not None and state.revision > head:
-        raise MigrationError(
-            f"the database is at revision {state.revision}, newer than this procjobs ({head})",
-            hint="install the newer procjobs",
-        )
+    state.refuse_newer(plan)
     plan.log(f"tables: {state.revision or 'none'} -> {head}")
     connection.execute("create schema if not exists procjobs")
     from alembic import command

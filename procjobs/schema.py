@@ -88,11 +88,17 @@ class Plan:
         return mark.hexdigest()
 
     def run(self, connection: Raw, path: Path, upstream_schema: str) -> None:
-        """Run a file; where it fails, say in which line."""
-        text = path.read_text(encoding="utf-8")
+        """Run a file; where it fails, say in which line. Raises MigrationError."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise MigrationError(
+                f"{self.resources.name(path)} is not UTF-8: {error}", hint="save it as UTF-8"
+            ) from error
         if upstream_schema != "public":
             quoted = sql.Identifier(upstream_schema).as_string(connection)
             text = _UPSTREAM.sub(lambda _: f"{quoted}.", text)
+        began = _transaction(connection)
         try:
             connection.execute(text.encode())
         except (pg.DeadlockDetected, pg.LockNotAvailable, pg.SerializationFailure):
@@ -103,10 +109,40 @@ class Plan:
             at = int(error.diag.statement_position or 0)
             line = f":{text.count(chr(10), 0, at) + 1}" if at else ""
             where = f" ({error.diag.context.splitlines()[0]})" if error.diag.context else ""
+            hint = error.diag.message_hint or error.diag.message_detail
+            if isinstance(error, pg.InsufficientPrivilege):
+                hint = hint or self.rights(connection, path, upstream_schema)
             raise MigrationError(
-                f"{self.resources.name(path)}{line}: {error.diag.message_primary}{where}",
-                hint=error.diag.message_hint or error.diag.message_detail,
+                f"{self.resources.name(path)}{line}: {error.diag.message_primary}{where}", hint=hint
             ) from error
+        if _transaction(connection) != began:
+            raise MigrationError(
+                f"{self.resources.name(path)} ended the transaction in which migrate works",
+                hint="take commit, rollback and begin out of the file, then migrate again",
+            )
+
+    def rights(self, connection: Raw, path: Path | None = None, upstream_schema: str | None = None) -> str:
+        """What whoever migrates must be granted, in the words of SQL."""
+        user, database, schema = (
+            sql.Identifier(name).as_string(connection)
+            for name in (
+                connection.info.user,
+                connection.info.dbname,
+                upstream_schema or self.upstream_schema or "public",
+            )
+        )
+        if path is not None and path == self.host:
+            return f"it runs as {user}: grant that user what the file does"
+        return (
+            f"whoever migrates needs: grant create on database {database} to {user}; grant create on schema {schema}"
+            f" to {user}; and owns Procrastinate's tables where they are already"
+        )
+
+
+def _transaction(connection: Raw) -> Any:
+    """The number of the transaction that is open."""
+    row = connection.execute("select pg_catalog.pg_current_xact_id()").fetchone()
+    return row and row[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +165,14 @@ class State:
             and all(self.found.get(name) == fingerprint for name, fingerprint in self.wanted.items())
             and all(name in self.wanted for name in self.found if name.startswith("role "))
         )
+
+    def refuse_newer(self, plan: Plan) -> None:
+        """Raises MigrationError when a later procjobs migrated the database."""
+        if self.revision is not None and self.revision > plan.resources.head:
+            raise MigrationError(
+                f"the database is at revision {self.revision}, newer than this procjobs ({plan.resources.head})",
+                hint="install the newer procjobs",
+            )
 
     def problems(self, plan: Plan) -> list[str]:
         if self.revision is None:

@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
+
 from procjobs.errors import SettingsError
 
 __all__ = ["Settings"]
@@ -38,6 +41,15 @@ def _text(value: Any) -> str:
     if any(ord(character) < 32 for character in value):
         raise ValueError("leave out line breaks and control characters")
     return value
+
+
+def _dsn(value: Any) -> str:
+    found = _text(value)
+    try:
+        conninfo_to_dict(found)
+    except ProgrammingError:  # its message shows the text, and with it a password
+        raise ValueError("write a URL, e.g. postgresql://user@host/database, or key=value pairs") from None
+    return found
 
 
 def _path(value: Any) -> Path:
@@ -127,9 +139,9 @@ def _color(value: Any) -> str:
 class Settings:
     """Everything that can be configured. Times are in seconds. None means unset."""
 
-    dsn: str | None = _setting(None, _text, "PostgreSQL to use: a URL or key=value pairs", secret=True)
+    dsn: str | None = _setting(None, _dsn, "PostgreSQL to use: a URL or key=value pairs", secret=True)
     listen_dsn: str | None = _setting(
-        None, _text, "Direct connection for LISTEN where dsn goes through a pooler", secret=True
+        None, _dsn, "Direct connection for LISTEN where dsn goes through a pooler", secret=True
     )
     data: Path = _setting(Path(".procjobs"), _path, "Folder of `procjobs up`")
     host: str = _setting("127.0.0.1", _text, "Address the web pages listen on")

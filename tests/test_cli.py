@@ -18,6 +18,7 @@ import pytest
 from procjobs.cli import cli, run
 from procjobs.cli.complaint import sentence
 from procjobs.errors import DatabaseError, UnknownTask
+from procjobs.facts import Facts, Tokens, write_facts
 from tests.processes import ROOT, environment, procjobs_command
 
 SCHEMA = {
@@ -173,6 +174,24 @@ def test_a_database_that_does_not_answer_is_told_without_its_password(bare: Shel
     assert "127.0.0.1" in said and "DATABASE_URL" in said and "s3cret" not in said
 
 
+@pytest.mark.parametrize("command", [["jobs"], ["migrate"], ["worker"], ["web"], ["up"], ["doctor"]], ids=" ".join)
+def test_a_malformed_dsn_is_told_with_the_mend_and_without_its_password(bare: Shell, command: list[str]) -> None:
+    said = bare.complains(*command, "--dsn", "postgres//me:s3cret@db/x")
+    assert "dsn = ********" in said and "write a URL" in said and "s3cret" not in said
+
+
+def test_an_up_that_was_killed_is_told_with_the_mend(bare: Shell, tmp_path: Path) -> None:
+    gone = Facts("postgresql://me@127.0.0.1:1/x", "http://127.0.0.1:1", str(tmp_path), None, Tokens("u", "a"))
+    write_facts(tmp_path, gone)
+    said = bare.complains("jobs", "--data", str(tmp_path))
+    assert "start `procjobs up` again" in said and str(tmp_path) in said
+
+
+def test_a_bench_of_a_server_that_does_not_answer_ends_at_once(bare: Shell) -> None:
+    said = bare.complains("bench", "--dsn", "postgresql://me@127.0.0.1:1/x")
+    assert "127.0.0.1" in said and "DATABASE_URL" in said
+
+
 def test_a_database_without_procjobs_is_told_with_the_mend(bare: Shell, empty_dsn: str) -> None:
     assert "procjobs migrate" in bare.complains("jobs", "--dsn", empty_dsn)
 
@@ -254,7 +273,9 @@ def test_no_number_is_rounded_on_its_way(shell: Shell, sql: Any) -> None:
     assert sql("select args->>'x', args->>'y' from procjobs.jobs where id = %s", int(job)) == [(number, "9" * 60)]
 
 
-@pytest.mark.parametrize("args", ["[1]", "nonsense", '"x"', "null", "{", "[" * 100_000])
+@pytest.mark.parametrize(
+    "args", ["[1]", "nonsense", '"x"', "null", "{", "[" * 100_000, '{"a": NaN}', '{"a": -Infinity}']
+)
 def test_arguments_that_are_no_object_are_a_wrong_call(shell: Shell, args: str) -> None:
     assert "JSON" in shell.complains("defer", "greet", args, code=2)
 
@@ -379,7 +400,8 @@ def test_migrate_then_check_then_nothing_to_do(bare: Shell, empty_dsn: str) -> N
 
 def test_check_and_doctor_report_drift_and_fail(shell: Shell, sql: Any) -> None:
     sql("drop function procjobs.list_workers()")
-    assert "list_workers" in shell("check", code=1)
+    said = shell("check", code=1)
+    assert "list_workers" in said and "procjobs migrate" in said
     said = shell("doctor", code=1)
     assert "FAIL" in said and "list_workers" in said and "procjobs migrate" in said
 

@@ -75,6 +75,7 @@ def test_policies_are_set_listed_and_dropped(shell: Shell) -> None:
     drop = ("retention", "drop", "--queue", "mail", "--state", "succeeded")
     assert [shell(*drop) for _ in range(2)] == ["done\n", "there was no such policy\n"]
     assert "max_age" in shell.complains("retention", "set", "--max-age", "-1 day")
+    assert "30 days" in shell.complains("retention", "set", "--max-age", "nonsense")
     assert "both" in shell.complains("retention", "set", "--queue", "a", "--task", "b")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -230,10 +231,11 @@ class TestUpgrade:
         assert after[-1][:8] == (100, "mail", "app.send", 1, None, None, '{"a": 1}', "succeeded")
         assert ask(empty_dsn, EVENTS.format(s="public"))[: len(events)] == events
 
-    def test_a_database_from_the_future_is_refused(self, dsn: str) -> None:
+    @pytest.mark.parametrize("command", [migrate.migrate, migrate.check])
+    def test_a_database_from_the_future_is_refused(self, dsn: str, command: Callable[[str], object]) -> None:
         run(dsn, "update procjobs.alembic_version set version_num = '9999'")
         with pytest.raises(MigrationError, match=r"revision 9999, newer than this procjobs") as refused:
-            migrate.migrate(dsn)
+            command(dsn)
         assert refused.value.hint == "install the newer procjobs"
 
     def test_a_failure_changes_nothing(self, databases: Databases, tmp_path: Path) -> None:
@@ -245,6 +247,23 @@ class TestUpgrade:
         assert ask(dsn, "select to_regnamespace('procjobs'), to_regclass('public.procrastinate_jobs')") == [
             (None, None)
         ]
+
+    @pytest.mark.parametrize("ending", ["commit;", "rollback;", "commit; begin;"])
+    def test_a_host_file_that_ends_the_transaction_is_refused(self, dsn: str, tmp_path: Path, ending: str) -> None:
+        host = tmp_path / "host.sql"
+        host.write_text(f"select 1;\n{ending}\n")
+        with pytest.raises(MigrationError, match=r"host\.sql ended the transaction") as refused:
+            migrate.migrate(dsn, host_sql=host)
+        assert "take commit" in str(refused.value.hint)
+        assert migrate.migrate(dsn).changed  # nobody takes the half of it for the whole
+        assert migrate.check(dsn) == []
+
+    def test_a_host_file_in_another_encoding_is_told(self, dsn: str, tmp_path: Path) -> None:
+        host = tmp_path / "host.sql"
+        host.write_bytes("-- Größe".encode("latin-1"))
+        with pytest.raises(MigrationError, match=r"host\.sql is not UTF-8") as refused:
+            migrate.migrate(dsn, host_sql=host)
+        assert "UTF-8" in str(refused.value.hint)
 
 
 class TestAdoption:
@@ -480,6 +499,24 @@ class TestPrivileges:
         assert not again.changed
         assert "missing roles" in again.notes[0]
         assert [problem for problem in migrate.check(plain) if "role" not in problem] == []
+
+    def test_rights_that_are_missing_are_told_in_the_words_of_sql(self, server: EmbeddedPostgres) -> None:
+        dsn = server.create_database("app")
+        run(dsn, "create role guest login", "revoke create on schema public from public")
+        guest = with_user(dsn, "guest")
+        for place in ("database app", "schema public"):
+            with pytest.raises(MigrationError, match=f"permission denied for {place}") as refused:
+                migrate.migrate(guest)
+            run(dsn, *re.findall(rf"grant create on {place.split()[0]} [^;]*", str(refused.value.hint)))
+        assert migrate.migrate(guest).changed
+
+    def test_a_host_file_without_rights_on_the_tables_it_reads(self, plain: str, tmp_path: Path) -> None:
+        run(with_user(plain, "postgres"), "create schema shop", "create table shop.users (id uuid)")
+        host = tmp_path / "host.sql"
+        host.write_text("create or replace view procjobs.host_people as select id from shop.users;\n")
+        with pytest.raises(MigrationError, match=r"host\.sql:1: permission denied for schema shop") as refused:
+            migrate.migrate(plain, host_sql=host)
+        assert refused.value.hint == 'it runs as "plain": grant that user what the file does'
 
     def test_roles_made_later_are_found_and_used(self, plain: str, server: EmbeddedPostgres) -> None:
         migrate.migrate(plain)

@@ -11,6 +11,7 @@ import psycopg
 from psycopg import sql
 
 from procjobs.embedded import EmbeddedPostgres
+from procjobs.errors import translate
 
 __all__ = ["Databases", "server"]
 
@@ -21,8 +22,12 @@ _NAME = "procjobs_bench"
 
 @contextmanager
 def server(dsn: str | None, bindir: Path | None = None) -> Iterator[str]:
-    """The given server, or an embedded one for as long as this lasts."""
+    """The given server, or an embedded one for as long as this lasts. Raises DatabaseError where it does not answer."""
     if dsn is not None:
+        try:
+            psycopg.connect(dsn, connect_timeout=10).close()
+        except psycopg.Error as error:
+            raise translate(error) from error
         yield dsn
         return
     with tempfile.TemporaryDirectory(prefix="procjobs-bench-") as folder:

@@ -58,10 +58,17 @@ async def connected(dsn: str | None, data: str | None) -> AsyncIterator[Calls]:
     from psycopg.conninfo import conninfo_to_dict
 
     from procjobs.db import Transaction, connect
+    from procjobs.errors import DatabaseUnavailable
 
-    found = dsn_of(load_settings(dsn=dsn, data=data))
+    settings = load_settings(dsn=dsn, data=data)
+    found = dsn_of(settings)
     timeout = {} if "connect_timeout" in conninfo_to_dict(found) else {"connect_timeout": 10}
-    connection = await connect(found, **timeout)
+    try:
+        connection = await connect(found, **timeout)
+    except DatabaseUnavailable as error:
+        if not settings.dsn:  # up.json outlives an `up` that was killed
+            error.hint = f"start `procjobs up` again: the one over {settings.data} does not run any more"
+        raise
     try:
         yield Transaction(connection)
     finally:

@@ -72,7 +72,10 @@ def check(dsn: str | None, data: str | None, as_json: bool) -> None:
     else:
         for problem in problems:
             click.echo(f"- {problem}")
-        if not problems:
-            click.echo("The database is as this version of procjobs left it.")
+        click.echo(
+            "procjobs migrate mends what is its own."
+            if problems
+            else "The database is as this version of procjobs left it."
+        )
     if problems:
         click.get_current_context().exit(1)

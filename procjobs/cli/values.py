@@ -15,6 +15,10 @@ __all__ = ["JsonObject", "Moment", "Span"]
 _UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is not a number in JSON")
+
+
 class JsonObject(click.ParamType[str]):
     """A JSON object, passed on letter by letter: no number is rounded on its way to PostgreSQL."""
 
@@ -23,7 +27,7 @@ class JsonObject(click.ParamType[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         source = sys.stdin.read() if value == "-" else str(value)
         try:
-            found = json.loads(source, parse_int=str, parse_float=str)
+            found = json.loads(source, parse_int=str, parse_float=str, parse_constant=_no_number)
         except (ValueError, RecursionError) as error:
             self.fail(f"the arguments are not JSON: {error}", param, ctx)
         if not isinstance(found, dict):

@@ -182,7 +182,7 @@ begin
     'detail', case
       when v_near <> '{}' then 'the nearest names are ' || array_to_string(v_near, ', ')
       when v_known = 0 then 'no task has been registered yet'
-      else format('%s tasks are registered, none with a name like that', v_known)
+      else format('registered tasks: %s, none with a name like that', v_known)
     end,
     'hint', 'Start a worker of the application that defines it (procjobs worker --app ...): workers register their tasks. '
       || 'select name from procjobs.tasks lists those there are.');
