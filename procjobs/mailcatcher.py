@@ -63,11 +63,15 @@ class Mailbox:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def add(self, content: bytes) -> str:
-        """Write a mail, durably, and return its id."""
+    def make(self) -> None:
+        """Make the maildir's folders, unless they are there."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in ("tmp", "new", "cur"):  # the standard library makes them only together with the maildir itself
             (self.path / folder).mkdir(mode=0o700, exist_ok=True)
+
+    def add(self, content: bytes) -> str:
+        """Write a mail, durably, and return its id."""
+        self.make()
         return mailbox.Maildir(self.path).add(content)
 
     def count(self) -> int:
@@ -141,7 +145,7 @@ class MailCatcher:
         return str(host), int(port)
 
     async def start(self) -> None:
-        """Listen. Raises OSError when the port is taken."""
+        """Listen, over a maildir that is there from now on. Raises OSError when the port is taken."""
         from aiosmtpd.smtp import SMTP
 
         def session() -> SMTP:
@@ -155,6 +159,7 @@ class MailCatcher:
                 auth_require_tls=False,
             )
 
+        self._box.make()
         if self._server is None:
             loop = asyncio.get_running_loop()
             self._server = await loop.create_server(session, *self._where)

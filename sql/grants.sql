@@ -42,7 +42,13 @@ begin
       execute format('grant all on %s to procjobs_owner', v_object);
     end if;
   end loop;
-  if to_regrole('procjobs_owner') is not null then
+  -- Whoever migrates need not own the schema, and PUBLIC may use it as a rule.
+  if to_regrole('procjobs_owner') is not null
+    and (
+      has_schema_privilege(v_upstream, 'usage with grant option')
+      or not has_schema_privilege('procjobs_owner', v_upstream, 'usage')
+    )
+  then
     execute format('grant usage on schema %I to procjobs_owner', v_upstream);
   end if;
 end

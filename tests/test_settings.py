@@ -163,15 +163,17 @@ class TestSecrets:
     SECRETS = ("dsn", "listen_dsn", "smtp_password", "user_token", "admin_token")
 
     def test_they_are_not_shown(self) -> None:
-        settings = load({}, **dict.fromkeys(self.SECRETS, "canary"), smtp_user="me")
-        assert all(getattr(settings, name) == "canary" for name in self.SECRETS)
+        values = {name: "password=canary" if "dsn" in name else "canary" for name in self.SECRETS}
+        settings = load({}, **values, smtp_user="me")
+        assert all(getattr(settings, name) == value for name, value in values.items())
         assert "canary" not in repr(settings)
         assert "canary" not in str(settings.shown())
 
     def test_they_are_not_shown_in_a_refusal(self) -> None:
         with pytest.raises(SettingsError) as refused:
-            load(admin_token="canary\n")
+            load(admin_token="canary\n", dsn="postgres//me:canary@db", listen_dsn="canary")
         assert "canary" not in str(refused.value)
+        assert str(refused.value).count("write a URL") == 2
 
     def test_the_tokens_that_are_set(self) -> None:
         assert load().tokens == ()

@@ -293,6 +293,11 @@ def test_without_the_demo_there_is_nobody_to_write_to(start: Any) -> None:
     assert facts["demo"] is None
     assert query(facts["dsn"], "select from procjobs.host_people") == []
     assert Mailbox(Path(facts["mailbox"])).count() == 0
+    assert {path.name for path in Path(facts["mailbox"]).iterdir()} == {
+        "cur",
+        "new",
+        "tmp",
+    }  # a maildir, for any reader
     assert up.stop() == 0
 
 
