@@ -80,7 +80,6 @@ def test_it_migrates_from_the_wheel_alone(installed: Path, empty_dsn: str, tmp_p
     ("package", "command", "extra"),
     [
         ("starlette", "web", "web"),
-        ("uvicorn", "web", "web"),
         ("psycopg", "jobs", "binary"),
     ],
 )

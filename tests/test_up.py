@@ -301,6 +301,20 @@ def test_without_the_demo_there_is_nobody_to_write_to(start: Any) -> None:
     assert up.stop() == 0
 
 
+def test_an_application_that_brings_its_bindings_afterwards_is_started_without_the_demo(
+    start: Any, place: Path
+) -> None:
+    first = start()
+    first.ready()
+    assert first.stop() == 0
+    assert procjobs_command("init", cwd=place).returncode == 0
+    again = start()
+    facts = again.ready()
+    assert facts["demo"] is None
+    assert query(facts["dsn"], "select from procjobs.host_people") == []
+    assert again.stop() == 0
+
+
 def test_a_server_of_ones_own_is_used_and_no_embedded_one_started(start: Any, empty_dsn: str) -> None:
     up = start(env={"DATABASE_URL": empty_dsn})
     facts = up.ready()

@@ -13,7 +13,6 @@ import click
 
 from procjobs import __version__
 from procjobs.cli import dead, jobs, limits, mail, queues, retention, services, setup, tasks, tools
-from procjobs.cli.extras import missing
 
 __all__ = ["cli", "main"]
 
@@ -104,6 +103,8 @@ def run(arguments: list[str]) -> int:
 
 
 def _complain(error: Exception) -> int:
+    from procjobs.cli.extras import missing
+
     text = missing(error) if isinstance(error, ImportError) else None
     if text is None:
         from procjobs.cli.complaint import sentence

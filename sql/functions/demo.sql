@@ -236,10 +236,18 @@ as $$
 declare
   v_first boolean;
 begin
-  if to_regclass('procjobs_demo.people') is null then
+  -- The tables may be left from before the application brought its host.sql: then nobody reads them any more.
+  if not exists (
+    select
+    from pg_rewrite r
+    join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
+    where r.ev_class = to_regclass('procjobs.host_recipients')
+      and d.refclassid = 'pg_class'::regclass
+      and d.refobjid = to_regclass('procjobs_demo.recipients')
+  ) then
     raise exception 'there are no demo tables to fill'
       using errcode = 'PJ012',
-            detail = 'schema procjobs_demo is missing: this database has a host.sql of its own',
+            detail = 'procjobs.host_recipients does not read procjobs_demo: this database has a host.sql of its own',
             hint = 'Start with procjobs up --no-demo.';
   end if;
 

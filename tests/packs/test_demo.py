@@ -83,8 +83,20 @@ async def test_no_address_of_the_demo_can_reach_anybody(db: Database, sql: Any) 
     assert [address for address in addresses if not address.endswith(".example")] == []  # RFC 2606
 
 
-async def test_a_database_with_bindings_of_its_own_is_not_seeded(db: Database, sql: Any) -> None:
-    sql("drop schema procjobs_demo cascade")
+@pytest.mark.parametrize(
+    "bound",
+    [
+        "drop schema procjobs_demo cascade",
+        "drop view procjobs.host_recipients",
+        (
+            "create or replace view procjobs.host_recipients as select id, id as owner_id, name, null::text as relationship,"
+            " email, phone, timezone from procjobs.host_people"
+        ),
+    ],
+    ids=["no tables", "no view", "its own view"],
+)
+async def test_a_database_with_bindings_of_its_own_is_not_seeded(db: Database, sql: Any, bound: str) -> None:
+    sql(bound)
     with pytest.raises(HostBindingMissing, match="no demo tables") as refused:
         await demo.seed(db)
     assert "--no-demo" in (refused.value.hint or "")
