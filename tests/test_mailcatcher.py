@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from email.message import EmailMessage
@@ -82,6 +83,7 @@ async def test_any_login_is_welcome_since_nothing_is_passed_on(catcher: MailCatc
 
 
 async def test_a_folder_that_cannot_be_written_defers_the_mail(catcher: MailCatcher, box: Mailbox) -> None:
+    shutil.rmtree(box.path)
     box.path.write_text("a file in the way")
     with pytest.raises(aiosmtplib.SMTPException) as refused:
         await send(catcher, letter(), ["bob@example.org"])
