@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import socket
 import time
+import warnings
 from functools import partial
 
 import psycopg
@@ -12,6 +15,7 @@ from procrastinate.exceptions import AlreadyEnqueued, ConnectorException
 
 import procjobs
 from procjobs.errors import DatabaseError
+from tests.chaos.conftest import socket_of
 from tests.chaos.harness.fleet import HEARTBEAT, LEASE
 from tests.chaos.harness.proxy import Proxy
 from tests.chaos.harness.site import Site, until
@@ -188,3 +192,22 @@ def test_the_proxy_passes_what_nobody_asked_it_to_lose(proxied: Site, proxy: Pro
 
     assert asyncio.run(ask()) == [(1,), (2,), (1,)]
     assert loss.happened.is_set()
+
+
+@pytest.mark.parametrize("black", [False, True])
+def test_the_proxy_leaves_no_socket_open_whenever_it_ends(dsn: str, black: bool) -> None:
+    """Of the harness itself: it ends while connections are accepted, are set up, wait for the server, are silent."""
+    path, startup = socket_of(dsn), b"\0\x03\0\0user\0postgres\0application_name\0mine\0\0"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for number in range(60):
+            with Proxy(path) as proxy:
+                if black:
+                    proxy.blackhole("mine")
+                clients = [socket.create_connection(("127.0.0.1", proxy.port)) for _ in range(1 + number % 5)]
+                for client in clients[number % 2 :]:
+                    client.sendall((len(startup) + 4).to_bytes(4, "big") + startup)
+            for client in clients:
+                client.close()
+        gc.collect()
+    assert [str(warning.message) for warning in said if warning.category is ResourceWarning] == []

@@ -10,6 +10,8 @@ import socket
 import struct
 import threading
 from asyncio import StreamReader, StreamWriter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
@@ -49,11 +51,8 @@ class _Pair:
     silent: bool = False
 
     def cut(self) -> None:
-        for writer in (self.client, self.server):
-            raw = writer.get_extra_info("socket")
-            if raw is not None and raw.family != socket.AF_UNIX and raw.fileno() >= 0:
-                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # RST
-            writer.transport.abort()
+        _reset(self.client)
+        _reset(self.server)
 
 
 class Proxy:
@@ -65,18 +64,20 @@ class Proxy:
         self.losses: list[Loss] = []
         self._black: set[str] = set()
         self._pairs: set[_Pair] = set()
+        self._open: set[StreamWriter] = set()
+        self._served: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
-        self._ready = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.setblocking(False)
+        self.port: int = self._listener.getsockname()[1]
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self.port = 0
 
     def __enter__(self) -> Proxy:
         self._thread.start()
-        self._ready.wait()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
 
     def dsn(self, database: str, user: str = "postgres") -> str:
@@ -115,51 +116,70 @@ class Proxy:
         self._loop.call_soon_threadsafe(cut)
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0))
-        self.port = server.sockets[0].getsockname()[1]
-        self._ready.set()
-        self._loop.run_forever()
-        server.close()
-        for pair in list(self._pairs):
-            pair.cut()
-        tasks = asyncio.all_tasks(self._loop)
-        for task in tasks:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        self._loop.close()
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._forward())
 
-    async def _serve(self, reader: StreamReader, client: StreamWriter) -> None:
-        try:
+    async def _forward(self) -> None:
+        with self._listener, suppress(OSError):  # when it is shut down
+            while True:
+                accepted, _ = await self._loop.sock_accept(self._listener)
+                task = asyncio.create_task(self._serve(accepted))
+                self._served.add(task)
+                task.add_done_callback(self._served.discard)
+        # None is cancelled: one that is still being set up would leave its sockets open. They end when they are cut.
+        while self._served:
+            for writer in self._open:
+                _reset(writer)
+            await asyncio.wait(self._served, timeout=0.05)
+
+    async def _serve(self, accepted: socket.socket) -> None:
+        reader, client = await asyncio.open_connection(sock=accepted)
+        async with self._closing(client):
             size = await reader.readexactly(4)
             startup = await reader.readexactly(struct.unpack("!I", size)[0] - 4)
             words = startup[4:].split(b"\0")
             name = words[words.index(b"application_name") + 1].decode() if b"application_name" in words else ""
-            while self._is_black(name):  # noqa: ASYNC110  set by another thread
-                await asyncio.sleep(0.02)
+            await self._while_silent(_Pair(client, client, name))
             replies, server = await asyncio.open_unix_connection(self.path)
-        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            client.transport.abort()
-            return
-        pair = _Pair(client, server, name)
+            async with self._closing(server):
+                server.write(size + startup)
+                await self._exchange(_Pair(client, server, name), reader, replies)
+
+    async def _exchange(self, pair: _Pair, requests: StreamReader, replies: StreamReader) -> None:
         self._pairs.add(pair)
-        server.write(size + startup)
         try:
-            await asyncio.gather(self._requests(pair, reader), self._replies(pair, replies))
-        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._requests(pair, requests))
+                both.create_task(self._replies(pair, replies))
+        except* (OSError, asyncio.IncompleteReadError):
             pass  # either side left, a message was lost, or the proxy ends
         finally:
             self._pairs.discard(pair)
-            pair.cut()
+
+    @asynccontextmanager
+    async def _closing(self, writer: StreamWriter) -> AsyncIterator[None]:
+        """Whatever happens in the block, this connection is reset and its socket closed at its end."""
+        self._open.add(writer)
+        try:
+            with suppress(OSError, asyncio.IncompleteReadError):
+                yield
+        finally:
+            _reset(writer)
+            with suppress(OSError):
+                await writer.wait_closed()
+            self._open.discard(writer)
 
     def _is_black(self, name: str) -> bool:
         return any(part in name for part in self._black)
 
+    async def _while_silent(self, pair: _Pair) -> None:
+        while (pair.silent or self._is_black(pair.name)) and not pair.client.is_closing():
+            await asyncio.sleep(0.02)  # it is another thread that heals
+
     async def _pass(self, pair: _Pair, writer: StreamWriter, message: bytes) -> None:
         if self.delay:
             await asyncio.sleep(self.delay)
-        while pair.silent or self._is_black(pair.name):  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+        await self._while_silent(pair)
         writer.write(message)
         await writer.drain()
 
@@ -185,6 +205,14 @@ class Proxy:
                         raise ConnectionError
                 continue
             await self._pass(pair, pair.client, kind + struct.pack("!I", len(body) + 4) + body)
+
+
+def _reset(writer: StreamWriter) -> None:
+    """Close at once and, of TCP, with a RST."""
+    raw = writer.get_extra_info("socket")
+    if raw is not None and raw.family != socket.AF_UNIX and raw.fileno() >= 0:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
 
 
 async def _message(reader: StreamReader) -> tuple[bytes, bytes]:
