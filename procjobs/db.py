@@ -76,6 +76,8 @@ class Calls:
         except PoolTimeout as error:
             raise DatabaseUnavailable(str(error)) from error
         except psycopg.Error as error:
+            if _outdated(error):
+                await connection.close()  # the pool opens another
             raise translate(error) from error
         return found if as_ is None else [as_(**row) for row in found]
 
@@ -160,6 +162,11 @@ class Database(Calls):
         """Several calls in one transaction: all take effect, or none."""
         async with self._pool.connection() as connection, connection.transaction():
             yield Transaction(connection)
+
+
+def _outdated(error: psycopg.Error) -> bool:
+    """Whether what this connection has prepared is older than the functions it calls, as after an upgrade."""
+    return error.sqlstate in ("0A000", "26000")
 
 
 async def heed_pooler(connection: psycopg.AsyncConnection[Any]) -> None:
@@ -247,7 +254,7 @@ class Target:
 class Link:
     """One connection of its own for one kind of call, opened when needed and again after it broke.
 
-    It never retries by itself: whether a call may be repeated is the caller's knowledge. Calls must not overlap.
+    It never retries by itself: whether a call may be repeated is the caller's knowledge. Calls wait for one another.
     """
 
     def __init__(self, target: Target, name: str, *, timeout: float = 60.0) -> None:
@@ -255,18 +262,26 @@ class Link:
         self._name = name
         self._timeout = timeout
         self._connection: psycopg.AsyncConnection[TupleRow] | None = None
+        self._opening = asyncio.Lock()
 
     async def open(self) -> psycopg.AsyncConnection[TupleRow]:
         """The connection, opened if there is none. Raises DatabaseUnavailable."""
-        if self._connection is None or self._connection.closed:
-            arguments = self._target.arguments(self._name, tuple_row)
-            try:
-                self._connection = await psycopg.AsyncConnection.connect(self._target.conninfo, **arguments)
-                await heed_pooler(self._connection)
-            except psycopg.Error as error:
+        if self._connection is not None and not self._connection.closed:
+            return self._connection
+        async with self._opening:
+            if self._connection is None or self._connection.closed:
                 await self.close()
-                raise translate(error) from error
-        return self._connection
+                self._connection = await self._connect()
+            return self._connection
+
+    async def _connect(self) -> psycopg.AsyncConnection[TupleRow]:
+        arguments = self._target.arguments(self._name, tuple_row)
+        try:
+            connection = await psycopg.AsyncConnection.connect(self._target.conninfo, **arguments)
+            await heed_pooler(connection)
+        except psycopg.Error as error:
+            raise translate(error) from error
+        return connection
 
     async def fetch(self, query: LiteralString, parameters: Sequence[Any] = ()) -> list[TupleRow]:
         """Run one statement in its own transaction; its rows. Raises DatabaseUnavailable, DatabaseError."""
@@ -280,7 +295,7 @@ class Link:
             raise DatabaseUnavailable(f"PostgreSQL did not answer within {self._timeout:g} s") from error
         except psycopg.Error as error:
             failure = translate(error)
-            if isinstance(failure, DatabaseUnavailable) or connection.closed:
+            if isinstance(failure, DatabaseUnavailable) or connection.closed or _outdated(error):
                 await self.close()
             raise failure from error
         except asyncio.CancelledError:

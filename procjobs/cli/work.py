@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -34,8 +33,10 @@ def run_worker(settings: Settings, *, builtin: bool, name: str, one_shot: bool) 
     builtin:  run procjobs' own tasks even where an application is configured.
     one_shot: end when nothing is left to do.
     """
+    from procjobs.engine.supervision import run_to_its_end
+
     app = load_app(settings, builtin=builtin)
-    asyncio.run(_work(app, {**worker_options(settings, app), "name": name, "wait": not one_shot}))
+    run_to_its_end(_work(app, {**worker_options(settings, app), "name": name, "wait": not one_shot}))
     return 0
 
 
@@ -44,7 +45,9 @@ def run_scheduler(settings: Settings, *, builtin: bool) -> int:
 
     builtin: keep time for procjobs' own tasks even where an application is configured.
     """
-    asyncio.run(_keep_time(load_app(settings, builtin=builtin)))
+    from procjobs.engine.supervision import run_to_its_end
+
+    run_to_its_end(_keep_time(load_app(settings, builtin=builtin)))
     return 0
 
 

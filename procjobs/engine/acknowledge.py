@@ -30,8 +30,11 @@ _SETTLE = "select id, result from procjobs.settle_jobs(%s, %s::jsonb)"
 _ROW_HELD = "55P03"
 #: Among others: a row was on its way into the default partition of the history when its own was attached.
 _PARTITION_ATTACHED = "23514"
-#: Data exceptions, broken constraints, exceeded limits, our own refusals: the same call never succeeds.
-_UNACCEPTABLE = ("22", "23", "54", "PJ")
+#: Data exceptions, broken constraints, exceeded limits, what triggers raise, our own refusals: the same call never
+#: succeeds. Anything else, such as a function that is missing while the database is upgraded, may pass.
+_UNACCEPTABLE = ("22", "23", "38", "39", "54", "P0", "PJ")
+#: After so many errors in a row, which are somebody in the way or a timeout that is too short, smaller batches.
+_PATIENCE = 3
 _LARGEST_BATCH = 1000
 #: Characters of results in one call.
 _MOST_RESULTS = 8 * 1024 * 1024
@@ -105,7 +108,7 @@ class Acknowledger:
             return
         failpoint("before_finish")
         try:
-            rows, repeated = await self._persist(query, parameters)
+            rows, repeated = await self._persist(query, parameters, len(jobs))
         except DatabaseError as error:
             # One job that cannot be ended must not keep the others from ending.
             if len(jobs) > 1:
@@ -113,10 +116,10 @@ class Acknowledger:
             elif jobs[0].result is not None and (error.sqlstate or "").startswith(_UNACCEPTABLE):
                 jobs[0].result, jobs[0].note = None, "its result was not kept: PostgreSQL cannot store it"
                 await self._send_finished(jobs)
-            elif error.sqlstate == _ROW_HELD:
-                self._again_later(error, self.finished, jobs[0])
-            else:
+            elif (error.sqlstate or "").startswith(_UNACCEPTABLE):
                 await self._send_settled([(jobs[0], _unrecordable(error, "succeeded"))])
+            else:
+                self._again_later(error, self.finished, jobs[0])
             return
         failpoint("after_finish")
         if len(rows) < len(jobs) and not repeated:
@@ -144,7 +147,7 @@ class Acknowledger:
         batch = [{"id": job.id, "lease": job.lease, **self._disposal, **settlement} for job, settlement in settled]
         failpoint("before_settle")
         try:
-            rows, repeated = await self._persist(_SETTLE, (self.worker_id, json.dumps(batch, default=str)))
+            rows, repeated = await self._persist(_SETTLE, (self.worker_id, json.dumps(batch, default=str)), len(batch))
         except DatabaseError as error:
             if len(settled) > 1:
                 half = len(settled) // 2
@@ -178,11 +181,14 @@ class Acknowledger:
         )
         asyncio.get_running_loop().call_later(random.uniform(1.0, 2.0), send, job, *more)
 
-    async def _persist(self, query: Any, parameters: tuple[Any, ...]) -> tuple[list[Any], bool]:
-        """Rows, and whether an earlier try may have taken effect without our seeing its reply."""
+    async def _persist(self, query: Any, parameters: tuple[Any, ...], size: int) -> tuple[list[Any], bool]:
+        """Rows, and whether an earlier try may have taken effect without our seeing its reply.
+
+        size: how many jobs; several are given up earlier than one, since they can be sent in parts.
+        """
         backoff = Backoff()
         repeated = False
-        rerouted = 0
+        rerouted = refused = 0
         while True:
             try:
                 return await self._link.fetch(query, parameters), repeated
@@ -194,7 +200,10 @@ class Acknowledger:
                 repeated = True
             except DatabaseError as error:
                 rerouted += error.sqlstate == _PARTITION_ATTACHED
+                refused += 1
                 if error.sqlstate == _ROW_HELD or not (error.transient or 1 <= rerouted <= 3):
+                    raise
+                if size > 1 and refused >= _PATIENCE:
                     raise
             await backoff.wait()
 

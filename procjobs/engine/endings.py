@@ -1,15 +1,29 @@
-"""The log lines about how runs ended: never with arguments, nor with an exception's message, which may quote them."""
+"""How runs ended: exceptions as text, and log lines, never with arguments nor with messages, which may quote them."""
 
 from __future__ import annotations
 
 import logging
+import traceback
 from typing import Any
 
 from procjobs.engine.claimed import Claimed
 
-__all__ = ["log_settlement", "log_success"]
+__all__ = ["describe", "log_settlement", "log_success"]
 
 logger = logging.getLogger("procjobs.worker")
+
+
+def describe(error: BaseException) -> tuple[str, str, str]:
+    """Class, message and traceback of any exception, one whose own text fails included."""
+    try:
+        message = str(error)
+    except Exception:
+        message = "(the exception could not be shown)"
+    try:
+        trace = "".join(traceback.format_exception(error))
+    except Exception:
+        trace = "".join(traceback.format_tb(error.__traceback__))
+    return type(error).__qualname__, message, trace
 
 
 def log_success(job: Claimed, took: float) -> None:

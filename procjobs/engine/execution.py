@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -20,6 +19,7 @@ from procrastinate.tasks import Task
 from procrastinate.worker import Worker as UpstreamWorker
 
 from procjobs.engine.claimed import Claimed, Expiry
+from procjobs.engine.endings import describe
 from procjobs.engine.processes import ProcessDied, Processes, RemoteError
 from procjobs.engine.progress import REPORT, Reporter
 from procjobs.engine.results import encode_result, strict_dumps
@@ -99,6 +99,8 @@ class Executor:
                 value = await self._call(plan, job, arguments)
             if value is None:
                 return None
+            if inspect.isgenerator(value) or inspect.isasyncgen(value):
+                raise TypeError(f"{job.task_name} is a generator function: calling it runs nothing of it")
             if isinstance(value, Verdict):
                 return _storable(value.settlement())
             job.result, job.note = encode_result(value, self._dumps)
@@ -199,6 +201,8 @@ class Executor:
         strategy = plan.task.retry_strategy if plan is not None else None
         if plan is None or strategy is None:
             return {}  # only a limit on the job itself allows another run; SQL knows it
+        if isinstance(error, RemoteError):
+            error = error.original()
         if isinstance(strategy, Retry):
             return {} if strategy.applies_to(error) else {"retry": "never"}
         try:
@@ -231,21 +235,11 @@ def _complain(job: Claimed) -> None:
 
 def _describe(error: BaseException) -> dict[str, Any]:
     if isinstance(error, RemoteError):
-        return {
-            "error_class": error.error_class,
-            "error_message": _text(str(error)),
-            "traceback": _text(error.trace, _LONGEST_TRACEBACK),
-        }
-    try:
-        message = str(error)
-    except Exception:
-        message = "(the exception could not be shown)"
-    try:
-        trace = "".join(traceback.format_exception(error))
-    except Exception:  # an exception whose own text fails
-        trace = "".join(traceback.format_tb(error.__traceback__))
+        name, message, trace = error.error_class, str(error), error.trace
+    else:
+        name, message, trace = describe(error)
     return {
-        "error_class": type(error).__qualname__,
+        "error_class": name,
         "error_message": _text(message),
         "traceback": _text(trace, _LONGEST_TRACEBACK),
     }

@@ -39,6 +39,7 @@ class Hand:
         #: Jobs whose ends become durable in a second.
         self._rate = 0.0
         self._rated_at = 0.0
+        self._most = _AHEAD_MOST + concurrency
         self.busy = 0
         self._ended = 0
 
@@ -49,9 +50,9 @@ class Hand:
         """All jobs; of a copy, since they leave while one looks."""
         return iter(list(self._jobs.values()))
 
-    @property
-    def ids(self) -> list[int]:
-        return list(self._jobs)
+    def claims(self) -> tuple[list[int], list[int]]:
+        """Ids and leases of all jobs."""
+        return list(self._jobs), [job.lease for job in self._jobs.values()]
 
     @property
     def ready(self) -> list[Claimed]:
@@ -63,7 +64,12 @@ class Hand:
 
     def room(self) -> int:
         """How many jobs to claim now; not positive when there is no room."""
-        return self._concurrency + self._ahead() + min(self._ended, self._unrecorded()) - len(self._jobs)
+        free = self._concurrency + self._ahead() + min(self._ended, self._unrecorded()) - len(self._jobs)
+        return min(self._most, free)
+
+    def refused(self, asked: int) -> None:
+        """A claim of so many jobs took too long: ask for fewer, until claims succeed again."""
+        self._most = max(1, asked // 2)
 
     def _ahead(self) -> int:
         """How many jobs are ten milliseconds of work for all slots, as long as jobs run now.
@@ -79,6 +85,8 @@ class Hand:
         return min(_AHEAD_MOST, int(self._rate * _AHEAD_SECONDS))
 
     def take(self, jobs: Sequence[Claimed]) -> None:
+        if jobs:
+            self._most = min(2 * self._most, _AHEAD_MOST + self._concurrency)
         for job in jobs:
             self._jobs[job.id] = job
         self._ready.extend(jobs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import threading
@@ -64,6 +65,13 @@ class Heartbeat:
         if self._thread.is_alive():
             self._thread.join(timeout)
 
+    async def stopped(self, timeout: float = 5.0) -> None:
+        """The same for a loop: not by a thread of asyncio's, all of which jobs may hold."""
+        self._stopping.set()
+        over = time.monotonic() + timeout
+        while self._thread.is_alive() and time.monotonic() < over:  # noqa: ASYNC110  a thread ends without a word
+            await asyncio.sleep(0.01)
+
     def hasten(self) -> None:
         """Give up a beat whose answer does not come, so that the next one goes over another connection."""
         self._link.cut()
@@ -75,10 +83,16 @@ class Heartbeat:
             began = self._asked_at = time.monotonic()
             try:
                 ((alive, abort_ids),) = self._link.fetch(_BEAT, (self._worker_id,))
-            except DatabaseError as error:
-                # Sooner than the next beat is due: the lease runs.
+            except Exception as error:
+                # Sooner than the next beat is due: the lease runs. Whatever it was, a worker whose heart stands still
+                # would never claim again.
                 wait = min(self._interval, 1.0) * random.uniform(0.3, 1.0)
-                logger.warning("heartbeat failed: %s", error, extra={"action": "heartbeat_failed"})
+                logger.warning(
+                    "heartbeat failed: %s",
+                    error,
+                    exc_info=None if isinstance(error, DatabaseError) else error,
+                    extra={"action": "heartbeat_failed"},
+                )
                 continue
             finally:
                 self._asked_at = None

@@ -86,11 +86,20 @@ class Presence:
             self._target,
             found,
             card.heartbeat_every,
-            on_abort=_in_loop(self._on_abort),
-            on_dead=_in_loop(self._on_dead),
+            on_abort=_in_loop(self._of(found, self._on_abort)),
+            on_dead=_in_loop(self._of(found, self._on_dead)),
         )
         self._heartbeat.start()
         return found
+
+    def _of(self, worker_id: int, function: Callable[..., None]) -> Callable[..., None]:
+        """The function, as long as this is still the worker: an old heartbeat may hear late of its own death."""
+
+        def call(*arguments: Any) -> None:
+            if self.worker_id == worker_id:
+                function(*arguments)
+
+        return call
 
     @property
     def silent(self) -> bool:
@@ -118,7 +127,7 @@ class Presence:
     async def leave(self) -> None:
         """Stop the heartbeat and sign off: rescue takes what is left at once."""
         if self._heartbeat is not None:
-            await asyncio.to_thread(self._heartbeat.stop)
+            await self._heartbeat.stopped()
         await self._tell("select procjobs.stop_worker(%s)")
 
     def forget(self) -> None:

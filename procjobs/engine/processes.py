@@ -3,6 +3,8 @@
 A process is kept for the next job and replaced when it dies. It imports the task's module afresh (spawn), so the task
 must be importable by its module and name, and gets its arguments as the JSON they were enqueued with.
 
+It does not outlive the worker: the job runs again elsewhere then, and under a lock there must not be two.
+
 Over a socket pair go the request, `started` as soon as the process has it, `progress` whenever the task reports some,
 and the answer: each JSON after its length.
 Who dies before `started` has done nothing, so that the job may go to another process.
@@ -11,15 +13,17 @@ Who dies before `started` has done nothing, so that the job may go to another pr
 from __future__ import annotations
 
 import asyncio
+import base64
 import importlib
 import json
 import multiprocessing
 import os
+import pickle
+import select
 import signal
 import socket
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -27,6 +31,7 @@ from typing import Any, BinaryIO
 
 from procrastinate.tasks import Task
 
+from procjobs.engine.endings import describe
 from procjobs.engine.progress import REPORT
 from procjobs.engine.results import Unkept, strict_dumps
 from procjobs.engine.retry import Verdict
@@ -35,6 +40,7 @@ __all__ = ["ProcessDied", "Processes", "RemoteError"]
 
 _SPAWN = multiprocessing.get_context("spawn")
 _LENGTH_BYTES = 8
+_LARGEST_ERROR = 1024 * 1024
 
 Report = Callable[[float | None, str | None], None]
 
@@ -50,10 +56,19 @@ class _NotStarted(ProcessDied):
 class RemoteError(Exception):
     """An exception of a task that ran in another process, with its class and traceback as text."""
 
-    def __init__(self, error_class: str, message: str, trace: str) -> None:
+    def __init__(self, error_class: str, message: str, trace: str, pickled: str = "") -> None:
         super().__init__(message)
         self.error_class = error_class
         self.trace = trace
+        self._pickled = pickled
+
+    def original(self) -> BaseException:
+        """The exception itself, for retry strategies that go by its class; this one where it cannot be carried over."""
+        try:
+            found = pickle.loads(base64.b64decode(self._pickled))  # noqa: S301  from our own child
+        except Exception:
+            return self
+        return found if isinstance(found, BaseException) else self
 
 
 @dataclass(frozen=True)
@@ -192,6 +207,7 @@ def _serve(end: socket.socket) -> None:
     """The child: one job after the other until the parent hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_die_with, args=(os.getppid(), end), name="procjobs parent", daemon=True).start()
     sending = threading.Lock()
 
     def send(*message: Any) -> None:
@@ -206,11 +222,30 @@ def _serve(end: socket.socket) -> None:
             try:
                 answer = _answer(_call(module, name, json.loads(arguments)))
             except BaseException as error:
-                send("error", type(error).__qualname__, str(error), traceback.format_exc())
+                send("error", *_carry(error))
                 if not isinstance(error, Exception):
                     sys.exit(1)
             else:
                 send(*answer)
+
+
+def _carry(error: BaseException) -> tuple[str, str, str, str]:
+    """What a RemoteError is made of."""
+    told = describe(error)
+    try:
+        pickled = base64.b64encode(pickle.dumps(error)).decode()
+    except Exception:
+        pickled = ""
+    return *told, pickled if len(pickled) <= _LARGEST_ERROR else ""
+
+
+def _die_with(parent: int, end: socket.socket) -> None:
+    """Watch the other end from a thread: when it is gone, or the parent is, end at once, whatever the job does."""
+    poll = select.poll()
+    poll.register(end, select.POLLRDHUP)
+    while not poll.poll(1000) and os.getppid() == parent:
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _answer(result: Any) -> tuple[str, str]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
+from types import FrameType
+from typing import Any
 
 from procjobs.engine.backoff import Backoff
 from procjobs.errors import DatabaseError, DatabaseUnavailable
 
-__all__ = ["Side", "enter", "pause", "sides", "stop_signals"]
+__all__ = ["Side", "enter", "pause", "run_to_its_end", "sides", "stop_signals"]
 
 logger = logging.getLogger("procjobs.worker")
 
@@ -76,19 +80,115 @@ async def pause(seconds: float | None, *events: asyncio.Event) -> None:
             waiter.cancel()
 
 
+def run_to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """`asyncio.run` for a process that belongs to a worker, whatever its jobs do with the loop.
+
+    A job that calls sys.exit in a task or callback of its own does not end it: asyncio lets SystemExit through the
+    loop, with everything else that runs in it. Nor does a job keep it from ending that is stuck in a thread of
+    asyncio's: then the exit code is 1.
+    """
+    threads = _Borrowed(thread_name_prefix=_BORROWED)
+    try:
+        with asyncio.Runner() as runner:
+            loop = runner.get_loop()
+            loop.set_default_executor(threads)
+            main = loop.create_task(work)
+            while not main.done():
+                _run_on(loop, main)
+            main.result()
+    finally:
+        _leave_stuck_threads()
+
+
+def _run_on(loop: asyncio.AbstractEventLoop, main: asyncio.Task[None]) -> None:
+    try:
+        loop.run_until_complete(main)
+    except SystemExit as error:
+        if main.done():
+            raise
+        logger.error(
+            "SystemExit(%r) beside a job's own coroutine: the worker goes on",
+            error.code,
+            exc_info=error,
+            extra={"action": "exit_refused"},
+        )
+
+
+_BORROWED = "procjobs loop"
+
+
+class _Borrowed(ThreadPoolExecutor):
+    """The threads of asyncio.to_thread. It does not wait for them at its end."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait=False, cancel_futures=True)
+
+
+def _leave_stuck_threads(patience: float = 1.0) -> None:
+    """Python would wait for ever for a thread that does not end: leave without it."""
+    over = time.monotonic() + patience
+    borrowed = [thread for thread in threading.enumerate() if thread.name.startswith(_BORROWED)]
+    for thread in borrowed:
+        thread.join(max(0.0, over - time.monotonic()))
+    if stuck := [thread.name for thread in borrowed if thread.is_alive()]:
+        logger.error("%d threads of asyncio.to_thread do not end", len(stuck), extra={"action": "threads_abandoned"})
+        logging.shutdown()
+        os._exit(1)
+
+
 @contextmanager
 def stop_signals(on_signal: Callable[[], None]) -> Iterator[None]:
-    """Call `on_signal` in the running loop at each SIGTERM and SIGINT; nothing outside of the main thread."""
+    """Call `on_signal` in the running loop at each SIGTERM and SIGINT; nothing outside of the main thread.
+
+    Of several at once in one process each is called. A process that a job forks gets none of it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    loop = asyncio.get_running_loop()
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in previous:
-        loop.add_signal_handler(number, on_signal)
+    handlers = [_Handler(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            loop.remove_signal_handler(number)
-            signal.signal(number, handler)
+        for handler in handlers:
+            handler.remove()
+
+
+class _Handler:
+    """Of one signal. Not asyncio's: that one writes to a socket which a forked process shares with its parent, so that
+    a signal to the child, such as that of multiprocessing.Pool when it ends, would stop the parent."""
+
+    def __init__(self, number: signal.Signals, on_signal: Callable[[], None]) -> None:
+        self._number = number
+        self._on_signal: Callable[[], None] | None = on_signal
+        self._loop = asyncio.get_running_loop()
+        self._pid = os.getpid()
+        self._before = signal.signal(number, self) or signal.SIG_DFL
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            self._die(number)
+            return
+        heard = False
+        handler: Any = self
+        while isinstance(handler, _Handler):
+            if handler._on_signal is not None:
+                handler._loop.call_soon_threadsafe(handler._on_signal)
+                heard = True
+            handler = handler._before
+        if heard:
+            return
+        if callable(handler):
+            handler(number, frame)
+        elif handler is signal.SIG_DFL:
+            self._die(number)
+
+    def _die(self, number: int) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    def remove(self) -> None:
+        """Put back what was there before; who came later and still is there passes on to that."""
+        self._on_signal = None
+        current: object = signal.getsignal(self._number)
+        if current is self:
+            signal.signal(self._number, self._before)

@@ -11,6 +11,7 @@ import contextvars
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 __all__ = ["Threads"]
@@ -55,7 +56,7 @@ class Threads:
             except BaseException as raised:  # handed to the awaiting task, whatever it is
                 result, error = None, raised
             self._idle.release()
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # the loop closed meanwhile
                 loop.call_soon_threadsafe(_resolve, future, result, error)
 
 

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import random
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 __all__ = ["ShutdownIncomplete", "Worker"]
 
 logger = logging.getLogger("procjobs.worker")
+
+#: By statement_timeout, mostly.
+_TOOK_TOO_LONG = "57014"
 
 
 class ShutdownIncomplete(ProcjobsError):
@@ -96,6 +100,7 @@ class Worker(UpstreamWorker):
         self._hard_stop = asyncio.Event()
         self._gone = False
         self._orphans_possible = False
+        self._heeds_signals = False
 
     def _disposal(self, finished_jobs: str) -> str:
         if self.delete_jobs in (DeleteJobCondition.ALWAYS, DeleteJobCondition.SUCCESSFUL):
@@ -109,6 +114,8 @@ class Worker(UpstreamWorker):
 
         Raises ShutdownIncomplete when jobs had to be left behind, DatabaseError when the worker cannot start.
         """
+        # Whoever runs us in a thread has a process of his own to end.
+        self._heeds_signals = self.install_signal_handlers and threading.current_thread() is threading.main_thread()
         self._stop_event.clear()
         self._hard_stop.clear()
         self.run_task = asyncio.current_task()
@@ -130,6 +137,10 @@ class Worker(UpstreamWorker):
                 async with sides(self._sides()):
                     try:
                         await self._claim_until_stopped()
+                    except asyncio.CancelledError:
+                        # Everything is cancelled, what reports our jobs too: the loop is being closed.
+                        self._hard_stop.set()
+                        raise
                     finally:
                         await self._leave()
         finally:
@@ -182,7 +193,7 @@ class Worker(UpstreamWorker):
 
     def _signals(self) -> AbstractContextManager[None]:
         """First SIGTERM or SIGINT: stop gracefully. Second: leave at once."""
-        return stop_signals(self._on_signal) if self.install_signal_handlers else nullcontext()
+        return stop_signals(self._on_signal) if self._heeds_signals else nullcontext()
 
     def _on_signal(self) -> None:
         if self._stop_event.is_set():
@@ -219,6 +230,8 @@ class Worker(UpstreamWorker):
                 continue
             except DatabaseError as error:
                 self._orphans_possible = True
+                if error.sqlstate == _TOOK_TOO_LONG:
+                    self._hand.refused(room)
                 logger.error("claiming failed, trying again: %s", error, extra={"action": "claim_failed"})
                 await self._pause(backoff.next(), wakeable=False)
                 continue
@@ -239,7 +252,8 @@ class Worker(UpstreamWorker):
     async def _claim(self, room: int) -> list[Claimed]:
         if self._orphans_possible:
             ((count,),) = await self._claims.fetch(
-                "select procjobs.release_unknown(%s, %s::bigint[])", (self.worker_id, self._hand.ids)
+                "select procjobs.release_unknown(%s, %s::bigint[], %s::int[])",
+                (self.worker_id, *self._hand.claims()),
             )
             self._orphans_possible = False
             if count:
@@ -421,7 +435,7 @@ class Worker(UpstreamWorker):
             f"{job.id} ({job.task_name})" for job in left[:10]
         )
         logger.error(message, extra={"action": "jobs_abandoned"})
-        if self.install_signal_handlers and any(self._executor.cancels_by_task(job) for job in left):
+        if self._heeds_signals and any(self._executor.cancels_by_task(job) for job in left):
             # A coroutine that ignores its cancellation would hold the loop, and so the process, for ever.
             logging.shutdown()
             os._exit(1)

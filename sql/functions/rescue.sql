@@ -17,12 +17,13 @@ begin
     from procjobs.worker_state w
     where w.dead_at is null
       and w.stopped_at is null
-      and w.last_heartbeat < v_now - w.lease
+      -- Also from the future, as after the clock was set back: who lives beats before the second look.
+      and w.last_heartbeat not between v_now - w.lease and v_now + w.lease
     order by w.id
     for update skip locked
   )
   update procjobs.worker_state w
-  set suspected_at = coalesce(w.suspected_at, v_now),
+  set suspected_at = least(w.suspected_at, v_now),
       dead_at = case when w.suspected_at < v_now - w.heartbeat_every then v_now end
   from silent
   where w.id = silent.id;
@@ -36,7 +37,7 @@ begin
 end
 $$;
 comment on function procjobs.mark_dead_workers() is
-  'A worker without a heartbeat for its lease is suspected; still silent one heartbeat interval later, it is dead. Returns how many died.';
+  'A worker without a heartbeat for its lease is suspected; still silent one heartbeat interval later, it is dead; one from the future counts as none. Returns how many died.';
 
 create or replace function procjobs.living_workers()
 returns setof bigint

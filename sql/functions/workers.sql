@@ -130,7 +130,8 @@ comment on function procjobs.stop_worker(bigint) is
   'Marks a worker that has left. What it still ran is given to others by the next rescue, without counting a crash. '
   'Definer: the worker role has no rights on tables.';
 
-create or replace function procjobs.release_unknown(p_worker bigint, p_known bigint[])
+drop function if exists procjobs.release_unknown(bigint, bigint[]);
+create or replace function procjobs.release_unknown(p_worker bigint, p_known bigint[], p_leases integer[] default null)
 returns integer
 language plpgsql
 security definer
@@ -147,7 +148,14 @@ begin
     from public.procrastinate_jobs j
     where j.worker_id = p_worker
       and j.status = 'doing'
-      and j.id <> all (p_known)
+      -- The lease too: a job may come again, by a claim whose reply was lost, before the worker heard that its last
+      -- run has ended.
+      and not exists (
+        select
+        from unnest(p_known, p_leases) as k (id, lease)
+        where k.id = j.id
+          and coalesce(k.lease, j.pj_lease) = j.pj_lease
+      )
     order by j.id
     for update
   loop
@@ -160,6 +168,6 @@ begin
   return v_count;
 end
 $$;
-comment on function procjobs.release_unknown(bigint, bigint[]) is
-  'Gives back jobs that the database holds for this worker and the worker does not know of: the reply to their claim was lost. '
+comment on function procjobs.release_unknown(bigint, bigint[], integer[]) is
+  'Gives back jobs that the database holds for this worker and the worker does not know of, by id and lease: the reply to their claim was lost. '
   'Returns how many. Definer: the worker role has no rights on tables.';

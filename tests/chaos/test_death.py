@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import signal
 import threading
+from datetime import timedelta
 from functools import partial
 
 import pytest
 
-from tests.chaos.harness.fleet import Worker
+from tests.chaos.harness.fleet import HEARTBEAT, LEASE, Worker, runs_jobs
 from tests.chaos.harness.site import Site, until
 
 
@@ -43,14 +45,49 @@ def test_2_kill_9_with_50_running_jobs_each_runs_again_exactly_once(site: Site) 
     jobs = site.client.enqueue("hang_once", 50)
     first = site.fleet.start(concurrency=50, heartbeat=1.0)
     site.running(50)
-    first.kill()
     second = site.fleet.start(concurrency=50, heartbeat=1.0)
+    site.working(2)
+    first.kill()
+    assert first.killed_at is not None
     site.check_all_succeeded()
+    last = site.sql.one("select max(lower(span)) from chaos.executions")
+    assert last - first.killed_at < timedelta(seconds=3 * LEASE / HEARTBEAT), "within three leases"
     assert site.sql("select job, count(*) from chaos.executions group by job having count(*) <> 2") == []
     assert site.sql("select distinct pid from chaos.executions where pid <> %s", first.pid) == [(second.pid,)]
     assert site.sql("select distinct crashes, attempts from procjobs.job_history") == [(1, 1)]
     query = "select count(*) from procjobs.job_attempts where outcome = 'crashed' and job_id = any(%s)"
     assert site.sql.one(query, jobs) == 50
+
+
+@pytest.mark.parametrize("how", ["killed", "second signal"])
+def test_2_a_process_of_a_job_does_not_outlive_its_worker(site: Site, how: str) -> None:
+    """The job is given to others: under its lock there would be two."""
+    site.client.enqueue("work_process", lock="one", args={"seconds": 600.0})
+    worker = site.fleet.start(shutdown_timeout=3600, kill_timeout=3600)
+    site.running()
+    children = worker.children()
+    assert children
+    if how == "killed":
+        worker.kill()
+    else:
+        worker.terminate(1)
+        until(lambda: site.sql.one("select draining_at is not null from procjobs.worker_state"))
+        worker.popen.send_signal(signal.SIGTERM)
+        assert worker.exit_code() in (0, 1)
+    until(lambda: not any(runs_jobs(pid) for pid in children), timeout=20)
+
+
+def test_2_a_job_that_exits_beside_its_own_coroutine_fails_alone(site: Site) -> None:
+    (job,) = site.client.enqueue("exit_aside")
+    others = site.client.enqueue("work", 20, args={"seconds": 0.2})
+    worker = site.fleet.start(concurrency=5)
+    site.drained()
+    assert worker.alive and site.status(job) == "failed"
+    assert site.sql("select distinct error_class from procjobs.job_attempts") == [("SystemExit",)]
+    site.ended(others)
+    worker.terminate(0)
+    assert worker.exit_code() == 0
+    site.check()
 
 
 def test_3_killed_after_the_effect_it_is_done_again_and_once(site: Site) -> None:

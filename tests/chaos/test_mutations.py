@@ -7,6 +7,8 @@ tests/chaos/mutants.py.
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 import psycopg
 import pytest
 
+from tests.chaos.harness.fleet import runs_jobs
 from tests.chaos.harness.proxy import Proxy
 from tests.chaos.harness.site import Site, until
 from tests.engine.fleet import Claim, Fleet, Thread, opened
@@ -339,7 +342,7 @@ def test_a_result_that_could_not_be_reported(proxied: Site, proxy: Proxy, mutant
 def test_a_claim_whose_reply_was_lost(proxied: Site, proxy: Proxy, mutated: bool) -> None:
     """Scenario 12: nobody gives the orphans back."""
     if mutated:
-        replace(proxied, "release_unknown", "j.id <> all (p_known)", "false")
+        replace(proxied, "release_unknown", "and not exists (", "and false and not exists (")
     orphans = proxied.client.enqueue("work", 3)
     loss = proxy.lose("claim_jobs")
     proxied.fleet.start()
@@ -350,3 +353,80 @@ def test_a_claim_whose_reply_was_lost(proxied: Site, proxy: Proxy, mutated: bool
         proxied.drained()
     assert ("I6" in broken(proxied)) == mutated, site_says(proxied)
     assert len(orphans) == 3
+
+
+@pytest.mark.parametrize("mutant", ["none", "heartbeat_ends_with_sigterm"])
+def test_a_worker_that_drains_for_longer_than_its_lease(site: Site, mutant: str) -> None:
+    """Scenario 23: while it waits for its job a colleague looks for those of the dead."""
+    site.client.enqueue("endure", lock="one")
+    worker = site.fleet.start(shutdown_timeout=60, app="tests.chaos.mutants.app", CHAOS_MUTANT=mutant)
+    site.running()
+    worker.terminate(0)
+    site.fleet.start()
+    site.working(2)
+    passed = "select clock_timestamp() > (select max(started_at) from procjobs.worker_state) + interval '5 s'"
+    taken = "select count(*) > 1 from chaos.executions"
+    until(lambda: site.sql.one(taken) or (mutant == "none" and site.sql.one(passed)), what=site.logs)
+    assert site.sql.one(taken) == (mutant != "none"), site.logs()
+    site.open_gate()
+    site.drained()
+    # The worker stops the job itself when its lease is over: the job is lost to it, but never runs twice at once.
+    assert not broken(site), site_says(site)
+
+
+@pytest.mark.parametrize("mutant", ["none", "hanging_heartbeat_is_waited_for"])
+def test_a_heartbeat_whose_answer_never_comes(proxied: Site, proxy: Proxy, mutant: str) -> None:
+    """Scenario 15: half open. Given up in good time the lease holds; waited for, it is lost."""
+    worker = proxied.fleet.start(app="tests.chaos.mutants.app", CHAOS_MUTANT=mutant)
+    beats = "select 1 from procjobs.worker_state where last_heartbeat > started_at"
+    until(lambda: proxied.sql(beats), what=proxied.logs)
+    before = proxied.sql.one("select max(last_heartbeat) from procjobs.worker_state")
+    until(lambda: proxy.forsake("procjobs heartbeat"))
+    again = "select max(last_heartbeat) > %s::timestamptz + interval '3 s' from procjobs.worker_state"
+    until(
+        lambda: proxied.sql.one(again, before) or worker.said("no heartbeat for") or silent(proxied), what=proxied.logs
+    )
+    assert silent(proxied) == (mutant != "none"), proxied.logs()
+
+
+def silent(site: Site) -> bool:
+    """Whether a worker did not beat for longer than its lease."""
+    query = "select exists (select from procjobs.worker_state where last_heartbeat < clock_timestamp() - lease)"
+    return bool(site.sql.one(query))
+
+
+@pytest.mark.parametrize("mutant", ["none", "hints_are_believed"])
+def test_somebody_who_says_that_a_job_is_to_be_cancelled(site: Site, mutant: str) -> None:
+    """Scenario 36: it is true only if the database says so too."""
+    job, other = site.client.enqueue("endure", 2)
+    worker = site.fleet.start(app="tests.chaos.mutants.app", CHAOS_MUTANT=mutant)
+    site.running(2)
+    listening = (
+        "select exists (select from pg_stat_activity where application_name = 'procjobs listen' "
+        "and datname = current_database() and state = 'idle')"
+    )
+    until(lambda: site.sql.one(listening), what=site.logs)
+    payload = f'{{"type": "abort_job_requested", "job_id": {job}}}'
+    site.sql("select pg_notify('procrastinate_any_queue_v1', %s)", payload)
+    site.sql("select procjobs.cancel(%s)", other)
+    until(lambda: site.status(other) == "aborted", what=site.logs)
+    site.open_gate()
+    site.drained()
+    assert (site.status(job) == "aborted") == (mutant != "none")
+    assert worker.alive
+
+
+@pytest.mark.parametrize("mutant", ["none", "processes_outlive_their_worker"])
+def test_a_process_whose_worker_was_killed(site: Site, mutant: str) -> None:
+    """Scenario 2: its job runs again elsewhere."""
+    site.client.enqueue("work_process", lock="one", args={"seconds": 600.0})
+    worker = site.fleet.start(app="tests.chaos.mutants.app", CHAOS_MUTANT=mutant)
+    site.running()
+    children = worker.children()
+    worker.kill()
+    site.fleet.start(app="tests.chaos.mutants.app", CHAOS_MUTANT=mutant)
+    site.running(2)
+    left = [pid for pid in children if runs_jobs(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert children and bool(left) == (mutant != "none")

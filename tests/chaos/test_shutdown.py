@@ -6,6 +6,8 @@ import signal
 
 import pytest
 
+from procjobs.migrate import migrate
+from tests.chaos.harness.client import Load
 from tests.chaos.harness.site import Site, until
 
 OLD, NEW = "tests.chaos.deployed.old", "tests.chaos.deployed.new"
@@ -63,6 +65,19 @@ def test_24_a_job_that_cannot_be_stopped_makes_the_exit_code_1(site: Site, task:
     assert site.sql("select status::text, pj_crashes from procrastinate_jobs where id = %s", job) == [("todo", 0)]
 
 
+@pytest.mark.parametrize("count", [1, 40])
+def test_24_threads_that_coroutines_borrowed_do_not_keep_the_worker(site: Site, count: int) -> None:
+    """asyncio.to_thread cannot be cancelled; 40 take all threads that asyncio has."""
+    jobs = site.client.enqueue("borrow_a_thread", count)
+    worker = site.fleet.start(concurrency=count, shutdown_timeout=0.2)
+    site.running(count)
+    worker.terminate(1)
+    assert worker.exit_code() == 1
+    query = "select distinct status::text, attempts, pj_crashes from procrastinate_jobs where id = any(%s)"
+    assert site.sql(query, jobs) == [("todo", 0, 0)]
+    assert site.sql.one("select stopped_at is not null from procjobs.worker_state")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_24_a_second_signal_leaves_at_once(site: Site, number: signal.Signals) -> None:
     (job,) = site.client.enqueue("wait_for_gate")
@@ -97,6 +112,23 @@ def test_25_a_rolling_deploy_under_load_loses_nothing(site: Site) -> None:
     assert site.sql.one("select count(*) from procjobs.job_history where task_name = 'new_work'") == 40
     assert site.sql("select distinct attempts, crashes from procjobs.job_history") == [(1, 0)]
     assert all(worker.alive for worker in new)
+
+
+def test_25_the_database_is_upgraded_under_load(site: Site) -> None:
+    """Functions, triggers and views are dropped and made again while workers run and clients enqueue."""
+    workers = site.fleet.start_many(2, concurrency=10)
+    kinds = [{"task": "work"}, {"task": "flaky"}, {"task": "work_thread"}]
+    with Load(site.client, lambda n: [{**kinds[n % 3], "lock": f"lock {n % 4}" if n % 2 else None}]) as load:
+        for _ in range(4):
+            before = load.acknowledged
+            until(lambda: load.acknowledged > before + 30, what=site.left)  # noqa: B023
+            site.sql("update procjobs.schema_state set checksum = null")
+            assert migrate(site.dsn).changed
+    site.check_all_succeeded()
+    assert not site.ledger.read().refused, "a client waits for the upgrade"
+    assert all(worker.alive for worker in workers)
+    assert site.sql.one("select max(crashes) from procjobs.job_history") == 0
+    assert site.sql("select distinct outcome, error_class from procjobs.job_attempts") == [("failed", "RuntimeError")]
 
 
 def test_25_sigterm_again_and_again_while_jobs_run(site: Site) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
+import threading
 import time
 import uuid
 from datetime import UTC, datetime
@@ -161,6 +163,22 @@ async def suicide(context: JobContext, key: str, secret: str = "") -> None:
     die()
 
 
+@app.task(name="exit_aside", pass_context=True)
+async def exit_aside(context: JobContext, key: str, secret: str = "") -> None:
+    """The first run calls sys.exit, in a task of its own, as a library may."""
+    run = await entered(context, key)
+    try:
+        if await asyncio.to_thread(runs, context) == 1:
+            await asyncio.create_task(leave())
+        await asyncio.to_thread(effect_of, run)
+    finally:
+        await asyncio.shield(asyncio.to_thread(ended, run))
+
+
+async def leave() -> None:
+    sys.exit(0)
+
+
 @app.task(name="hang_once", pass_context=True)
 async def hang_once(context: JobContext, key: str, secret: str = "") -> None:
     """The first run never ends by itself; every later one ends at once."""
@@ -203,6 +221,13 @@ async def ignore_cancellation(context: JobContext, key: str, secret: str = "") -
             await asyncio.sleep(60)
         except asyncio.CancelledError:
             continue
+
+
+@app.task(name="borrow_a_thread", pass_context=True)
+async def borrow_a_thread(context: JobContext, key: str, secret: str = "") -> None:
+    """On the loop, but what it waits for is a thread of asyncio's that never ends by itself."""
+    await entered(context, key)
+    await asyncio.to_thread(threading.Event().wait)
 
 
 @app.task(name="block", pass_context=True)

@@ -16,7 +16,8 @@ can fail is tested in tests/chaos/test_mutations.py. All faults at random: `scri
     19      test_database.py
     20      test_failover.py, with Debian's PostgreSQL 15
     21, 22  test_zombie.py; call by call: engine/test_upstream_faults.py (02, 03), engine/test_finish.py
-    23-25   test_shutdown.py; in one process: engine/test_worker.py, engine/test_upstream_faults.py (11, 12)
+    23-25   test_shutdown.py; in one process: engine/test_worker.py, engine/test_upstream_faults.py (11, 12),
+            engine/test_worker_faults.py (upgrades, signals, forks)
     28      test_clock.py
     30-32   test_locks.py; call by call: engine/test_locks.py, engine/test_settle.py, engine/test_rescue.py
     33, 34  test_scale.py; plan by plan: engine/test_plans.py

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.processes import environment
 
-__all__ = ["HEARTBEAT", "LEASE", "Fleet", "Worker"]
+__all__ = ["HEARTBEAT", "LEASE", "Fleet", "Worker", "runs_jobs"]
 
 HEARTBEAT = 0.3
 LEASE = 1.5
@@ -75,6 +75,11 @@ class Worker:
     def said(self, words: str) -> bool:
         return words in self.log.read_text(errors="replace")
 
+    def children(self) -> list[int]:
+        """The processes of its jobs, by their ids."""
+        lists = Path(f"/proc/{self.pid}/task").glob("*/children")
+        return [int(pid) for path in lists for pid in path.read_text().split() if runs_jobs(int(pid))]
+
     def memory(self) -> int:
         """Resident bytes; 0 when it is gone."""
         try:
@@ -82,6 +87,14 @@ class Worker:
         except OSError:
             return 0
         return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if len(fields) > 1 else 0
+
+
+def runs_jobs(pid: int) -> bool:
+    """Whether this is a process for jobs, and still there."""
+    try:
+        return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 class Fleet:

@@ -21,9 +21,11 @@ TASKS = [
         {"name": name}
         for name in (
             "block",
+            "borrow_a_thread",
             "die_after_effect",
             "effect",
             "endure",
+            "exit_aside",
             "hang_once",
             "ignore_cancellation",
             "suicide",

@@ -173,7 +173,7 @@ class Proxy:
         return any(part in name for part in self._black)
 
     async def _while_silent(self, pair: _Pair) -> None:
-        while (pair.silent or self._is_black(pair.name)) and not pair.client.is_closing():
+        while (pair.silent or self._is_black(pair.name)) and not pair.client.is_closing():  # noqa: ASYNC110
             await asyncio.sleep(0.02)  # it is another thread that heals
 
     async def _pass(self, pair: _Pair, writer: StreamWriter, message: bytes) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 import psycopg
 
 from procjobs.embedded import EmbeddedPostgres
+from procjobs.errors import DatabaseUnavailable
+from procjobs.migrate import migrate
 from tests.chaos.harness.fleet import LEASE, Worker
 from tests.chaos.harness.proxy import Proxy
 from tests.chaos.harness.site import Site
@@ -281,6 +283,11 @@ class Faults:
         self.site.sql("select procjobs.pause_queue('default', 'soak')")
         self._sleep(0.5)
         self.site.sql("select procjobs.resume_queue('default')")
+
+    def f_upgrade_functions_and_views(self) -> None:
+        self.site.sql("update procjobs.schema_state set checksum = null")
+        with contextlib.suppress(DatabaseUnavailable):  # by the fault before
+            migrate(self.site.dsn)
 
     def f_purge(self) -> None:
         self.site.sql("select procjobs.delete_old_jobs(1, null, array['succeeded'], 1000)")
