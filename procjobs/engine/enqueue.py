@@ -17,7 +17,7 @@ from procrastinate.types import JSONDict
 
 from procjobs.db import call_query
 from procjobs.engine.arguments import Signature, encode
-from procjobs.engine.connector import quicken
+from procjobs.engine.connector import Connector, quicken
 from procjobs.engine.unique import OPTIONS, JobId, job_options, seconds
 from procjobs.errors import translate
 
@@ -32,6 +32,10 @@ R = TypeVar("R")
 _ENQUEUE = (
     "select ids, duplicates from procjobs.enqueue(%(task)s, %(queue)s, %(priority)s::int, %(lock)s, "
     "%(queueing_lock)s, %(scheduled_at)s::timestamptz, %(args)s, %(options)s::jsonb)"
+)
+#: The same for `Connector.row`; `_enqueue_query` has its values in this order.
+_ENQUEUE_BY_POSITION = (
+    "select ids, duplicates from procjobs.enqueue(%s, %s, %s::int, %s, %s, %s::timestamptz, %s, %s::jsonb)"
 )
 _ENQUEUE_MIXED = (
     "select enqueue_jobs as id from procjobs.enqueue_jobs(%(tasks)s::text[], %(queues)s::text[], "
@@ -89,13 +93,15 @@ class Enqueuer(JobManager):
             return []
         query = self._enqueue_query(job, arguments, options)
         try:
+            if connection is None and type(self.connector) is Connector:
+                return _job_ids(*await self.connector.row(_ENQUEUE_BY_POSITION, tuple(query.values())))
             if connection is not None:
                 row = await self.connector.execute_query_one_async_with_connection(connection, _ENQUEUE, **query)
             else:
                 row = await self.connector.execute_query_one_async(_ENQUEUE, **query)
         except exceptions.ConnectorException as error:
             raise self._refusal(error, job) from error
-        return _job_ids(row)
+        return _job_ids(row["ids"], row["duplicates"])
 
     def enqueue(
         self, job: jobs.Job, arguments: Sequence[JSONDict], options: JSONDict | None, connection: Any | None
@@ -112,7 +118,7 @@ class Enqueuer(JobManager):
                 row = connector.execute_query_one(_ENQUEUE, **query)
         except exceptions.ConnectorException as error:
             raise self._refusal(error, job) from error
-        return _job_ids(row)
+        return _job_ids(row["ids"], row["duplicates"])
 
     async def call(self, function: str, **arguments: Any) -> dict[str, Any]:
         """The row of one of our SQL functions, through the app's connector. Raises what it refuses with."""
@@ -252,9 +258,9 @@ class Enqueuer(JobManager):
         return None
 
 
-def _job_ids(row: Mapping[str, Any]) -> list[JobId]:
-    ids = [JobId(found) for found in row["ids"]]
-    for ordinal in row["duplicates"] or ():
+def _job_ids(found: Sequence[int], duplicates: Sequence[int] | None) -> list[JobId]:
+    ids = [JobId(job_id) for job_id in found]
+    for ordinal in duplicates or ():
         ids[ordinal - 1].duplicate = True
     return ids
 

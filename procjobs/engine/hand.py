@@ -1,6 +1,6 @@
 """The jobs in a worker's hand: claimed ahead or running, until the database has their end.
 
-ready    claimed ahead, ten milliseconds of work as long as jobs run now, not started; given back when they stay too long
+ready    claimed ahead: ten milliseconds of work, as long as jobs run now. Given back when they wait too long
 busy     running; at most `concurrency`
 ended    the run is over, the database does not have its end yet. Together with the running ones at most `concurrency`
          and what the database takes in ten milliseconds: a worker that is killed leaves no more than that to run again,
