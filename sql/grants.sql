@@ -68,8 +68,8 @@ begin
   for v_role, v_names in values
     ('procjobs_producer', '{
       defer, defer_many, debounce, throttle, enqueue, enqueue_jobs, create_batch, seal_batch, enqueue_notification_job, check_arguments, job_status, clock,
-      enqueue_on_change, drop_enqueue_on_change, enqueue_changed_row,
-      change_trigger_name, change_table_fault, change_trigger_fault, option_fault, raise_fault,
+      enqueue_on_change, drop_enqueue_on_change, note_changed_row, enqueue_changed_row,
+      change_setting, first_trigger_name, change_trigger_name, change_table_fault, change_trigger_fault, option_fault, raise_fault,
       job_result, job_outcome, await_job
     }'),
     ('procjobs_worker', '{

@@ -1,6 +1,38 @@
 -- Enqueueing on change: a row of the application's table changes, a job is enqueued, in the same transaction.
--- Owns:        triggers named procjobs_<task> on the application's tables; nothing of its own.
+-- Owns:        triggers named procjobs+<task> and procjobs_<task> on the application's tables; nothing of its own.
 -- Lock order:  share row exclusive on the table while the trigger is made; afterwards as procjobs.defer.
+-- Two triggers a task, fired one after the other for each row: the first writes the row as JSON, with the rights of whoever
+-- changes it, since a type may bring a cast to json, a function of the type's owner. The second enqueues, with our rights.
+
+create or replace function procjobs.change_setting(p_task text)
+returns text
+language sql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  select 'procjobs.changed_' || md5(p_task)
+$$;
+comment on function procjobs.change_setting(text) is
+  'Name of the setting in which the first trigger of enqueue_on_change hands the changed row to the second.';
+
+create or replace function procjobs.note_changed_row()
+returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform set_config(
+    tg_argv[0],
+    jsonb_build_object(
+      'new', case when tg_op <> 'DELETE' then to_jsonb(new) end, 'old', case when tg_op <> 'INSERT' then to_jsonb(old) end
+    )::text,
+    true);
+  return null;
+end
+$$;
+comment on function procjobs.note_changed_row() is
+  'Trigger made by enqueue_on_change: writes the changed row as JSON into the setting it is told, for enqueue_changed_row. '
+  'Runs with the rights of whoever changes the row: a cast from a column''s type to json is not ours to run.';
 
 create or replace function procjobs.enqueue_changed_row()
 returns trigger
@@ -10,11 +42,22 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_spec jsonb := tg_argv[0];
-  v_new jsonb := case when tg_op <> 'DELETE' then to_jsonb(new) end;
-  v_old jsonb := case when tg_op <> 'INSERT' then to_jsonb(old) end;
+  v_setting text := procjobs.change_setting(v_spec ->> 'task');
+  v_change jsonb := nullif(current_setting(v_setting, true), '');
+  v_new jsonb := nullif(v_change -> 'new', 'null');
+  v_old jsonb := nullif(v_change -> 'old', 'null');
   v_row jsonb := coalesce(v_new, v_old);
   v_args jsonb;
 begin
+  if v_change is null then
+    raise exception 'the trigger % of % misses the one that goes before it', tg_name, format('%I.%I', tg_table_schema, tg_table_name)
+      using errcode = 'PJ013',
+            detail = format('procjobs.note_changed_row() did not hand over the row that task %s is told of', v_spec ->> 'task'),
+            hint = format('select procjobs.enqueue_on_change(...) makes both; drop trigger %I on %I.%I removes this one.',
+              tg_name, tg_table_schema, tg_table_name);
+  end if;
+  perform set_config(v_setting, '', true);
+
   if tg_op = 'UPDATE' and not exists (
     select
     from jsonb_object_keys(v_new) k
@@ -25,7 +68,8 @@ begin
   end if;
 
   if v_spec ? 'pass' then
-    v_args := (select jsonb_object_agg(c.name, v_row -> c.name) from jsonb_array_elements_text(v_spec -> 'pass') as c (name));
+    v_args := coalesce(
+      (select jsonb_object_agg(c.name, v_row -> c.name) from jsonb_array_elements_text(v_spec -> 'pass') as c (name)), '{}');
   else
     v_args := jsonb_build_object(
       'table', format('%I.%I', tg_table_schema, tg_table_name), 'op', lower(tg_op), 'row', v_new, 'old', v_old);
@@ -58,6 +102,18 @@ as $$
 $$;
 comment on function procjobs.change_trigger_name(text) is
   'Name of the trigger that enqueue_on_change makes for a task: at most 63 bytes, the same for the same task.';
+
+create or replace function procjobs.first_trigger_name(p_name text)
+returns text
+language sql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  -- Triggers fire in the order of their names: + comes before _.
+  select 'procjobs+' || substr(p_name, 10)
+$$;
+comment on function procjobs.first_trigger_name(text) is
+  'Name of the trigger that goes before one that enqueue_on_change made.';
 
 create or replace function procjobs.change_trigger_fault(p_task text, p_args jsonb, p_names text[])
 returns jsonb
@@ -165,6 +221,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_name text := procjobs.change_trigger_name(task);
+  v_events text := array_to_string(array(select distinct e from unnest(events) e order by e), ' or ');
   v_spec jsonb;
 begin
   perform procjobs.raise_fault(coalesce(
@@ -177,8 +234,13 @@ begin
     'task', task, 'columns', columns, 'pass', pass, 'queue', queue, 'priority', priority, 'delay', delay, 'tags', tags
   )) || jsonb_build_object('args', args);
   execute format(
+    'create or replace trigger %I after %s on %s for each row execute function procjobs.note_changed_row(%L)',
+    procjobs.first_trigger_name(v_name), v_events, table_name, procjobs.change_setting(task));
+  execute format('comment on trigger %I on %s is %L', procjobs.first_trigger_name(v_name), table_name,
+    'Made by procjobs.enqueue_on_change: hands the row to ' || v_name || '.');
+  execute format(
     'create or replace trigger %I after %s on %s for each row execute function procjobs.enqueue_changed_row(%L)',
-    v_name, array_to_string(array(select distinct e from unnest(events) e), ' or '), table_name, v_spec);
+    v_name, v_events, table_name, v_spec);
   execute format('comment on trigger %I on %s is %L', v_name, table_name, 'Made by procjobs.enqueue_on_change: enqueues ' || task || '.');
   return v_name;
 end
@@ -187,7 +249,7 @@ comment on function procjobs.enqueue_on_change(regclass, text, jsonb, text[], te
   'Enqueues a job of this task whenever a row of your table is inserted, updated or deleted, in the same transaction. Its arguments are args plus '
   'table, op (insert, update, delete), row and old (null where there is none), or with pass just those columns under their own names. '
   'columns: only an update that changes one of them counts; an update that changes nothing never does. delay: not before so long after the change. '
-  'Returns the trigger''s name; called again for the same table and task it replaces the trigger. Refuses what cannot work (PJ013) and unknown tasks (PJ001). '
+  'Returns the trigger''s name (another one, procjobs+..., goes before it); called again for the same table and task it replaces both. Refuses what cannot work (PJ013) and unknown tasks (PJ001). '
   'Needs the right to make triggers on the table.';
 
 create or replace function procjobs.drop_enqueue_on_change(table_name regclass, task text)
@@ -206,8 +268,42 @@ begin
     return false;
   end if;
   execute format('drop trigger %I on %s', procjobs.change_trigger_name(task), table_name);
+  execute format('drop trigger if exists %I on %s', procjobs.first_trigger_name(procjobs.change_trigger_name(task)), table_name);
   return true;
 end
 $$;
 comment on function procjobs.drop_enqueue_on_change(regclass, text) is
-  'Removes the trigger that enqueue_on_change made on a table for a task; false if there is none. Jobs it enqueued stay.';
+  'Removes the triggers that enqueue_on_change made on a table for a task; false if there are none. Jobs they enqueued stay.';
+
+-- Triggers from before there were two.
+do $$
+declare
+  v_trigger record;
+begin
+  for v_trigger in
+    select
+      t.tgname, t.tgrelid::regclass as of_table,
+      array_to_string(array_remove(array[
+        case when t.tgtype & 8 <> 0 then 'delete' end, case when t.tgtype & 4 <> 0 then 'insert' end,
+        case when t.tgtype & 16 <> 0 then 'update' end
+      ], null), ' or ') as events,
+      convert_from(substring(t.tgargs for octet_length(t.tgargs) - 1), getdatabaseencoding())::jsonb ->> 'task' as task
+    from pg_trigger t
+    where t.tgfoid = 'procjobs.enqueue_changed_row()'::regprocedure
+      and t.tgparentid = 0
+      and not exists (
+        select from pg_trigger o where o.tgrelid = t.tgrelid and o.tgname = procjobs.first_trigger_name(t.tgname)
+      )
+  loop
+    begin
+      execute format(
+        'create trigger %I after %s on %s for each row execute function procjobs.note_changed_row(%L)',
+        procjobs.first_trigger_name(v_trigger.tgname), v_trigger.events, v_trigger.of_table, procjobs.change_setting(v_trigger.task));
+    exception
+      when insufficient_privilege then
+        raise warning 'trigger % of % enqueues nothing until its owner calls procjobs.enqueue_on_change again: %',
+          v_trigger.tgname, v_trigger.of_table, sqlerrm;
+    end;
+  end loop;
+end
+$$;

@@ -24,7 +24,8 @@ CRON = {
 #: role -> functions it may execute. What is not here, only the owner may.
 MAY_EXECUTE = {
     "procjobs_producer": ENQUEUE | CRON | {
-        "enqueue_on_change", "drop_enqueue_on_change", "enqueue_changed_row", "change_trigger_name",
+        "enqueue_on_change", "drop_enqueue_on_change", "note_changed_row", "enqueue_changed_row",
+        "change_setting", "first_trigger_name", "change_trigger_name",
         "change_table_fault", "change_trigger_fault", "option_fault", "raise_fault",
         "job_result", "job_outcome", "await_job",
     },

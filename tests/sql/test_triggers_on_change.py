@@ -231,6 +231,42 @@ def test_a_producer_makes_one_on_a_table_of_its_own(sql: Sql) -> None:
         sql("drop role pj_shop")
 
 
+def test_a_cast_of_the_table_owners_does_not_run_with_our_rights(sql: Sql) -> None:
+    sql("create role pj_shop")
+    try:
+        sql("grant procjobs_producer to pj_shop")
+        sql("create schema authorization pj_shop")
+        sql("set role pj_shop")
+        sql("create type pj_shop.size as enum ('small')")
+        sql(
+            "create function pj_shop.as_json(pj_shop.size) returns json language plpgsql as "
+            "$$ begin return to_json(current_user::text); end $$"
+        )
+        sql("create cast (pj_shop.size as json) with function pj_shop.as_json(pj_shop.size)")
+        sql("create table pj_shop.basket (size pj_shop.size)")
+        sql("select procjobs.enqueue_on_change('pj_shop.basket', 'any', pass => '{size}')")
+        sql("insert into pj_shop.basket values ('small')")
+        sql("reset role")
+        assert args(sql) == [{"size": "pj_shop"}]
+    finally:
+        sql("reset role")
+        sql("drop owned by pj_shop cascade")
+        sql("drop role pj_shop")
+
+
+def test_nothing_of_the_row_may_be_passed(sql: Sql) -> None:
+    watch(sql, "any", """, args => '{"kind": "order"}', pass => '{}'""")
+    insert(sql)
+    assert args(sql) == [{"kind": "order"}]
+
+
+def test_the_trigger_alone_enqueues_nothing_wrong(sql: Sql, refused: Refused) -> None:
+    name = watch(sql)
+    insert(sql)
+    sql(f'drop trigger "{name.replace("_", "+", 1)}" on "My Shop"."Orders"')
+    refused("PJ013", 'delete from "My Shop"."Orders"')
+
+
 def test_a_partitioned_table(sql: Sql) -> None:
     sql("create table public.visits (id int, at date) partition by range (at)")
     sql("create table public.visits_2030 partition of public.visits for values from ('2030-01-01') to ('2031-01-01')")
