@@ -145,13 +145,13 @@ class App(Blueprint, procrastinate.App):
             worker_defaults=worker_defaults,
             periodic_defaults=periodic_defaults,
         )
-        self.job_manager = Enqueuer(connector, self.tasks)
+        self._results = Results(self.database, self._listen_target)
+        self.job_manager = Enqueuer(connector, self.tasks, self._results.wait_for)
         self._finished_jobs = finished_jobs
         self._listen_dsn = listen_dsn
         self._database: Database | None = None
         self._resources: dict[str, Any] = {}
         self._building = asyncio.Lock()
-        self._results = Results(self.database, self._listen_target)
 
     @property
     def settings(self) -> Settings:
@@ -174,7 +174,7 @@ class App(Blueprint, procrastinate.App):
             listen_dsn=self._listen_dsn,
         )
         app.tasks = self.tasks
-        app.job_manager = Enqueuer(connector, self.tasks)
+        app.job_manager = Enqueuer(connector, self.tasks, app._results.wait_for)
         app.periodic_registry = self.periodic_registry
         return app
 

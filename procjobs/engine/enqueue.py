@@ -18,7 +18,7 @@ from procrastinate.types import JSONDict
 from procjobs.db import call_query
 from procjobs.engine.arguments import Signature, encode
 from procjobs.engine.connector import Connector, quicken
-from procjobs.engine.unique import OPTIONS, JobId, job_options, seconds
+from procjobs.engine.unique import OPTIONS, JobId, Waiter, job_options, seconds
 from procjobs.errors import translate
 
 __all__ = ["DeferredTask", "Deferrer", "Enqueuer", "adopt", "own_options", "quietly"]
@@ -53,8 +53,11 @@ _STATUS = "select status from procjobs.job_status(%(job_id)s) as status"
 class Enqueuer(JobManager):
     """What `app.job_manager` is: upstream's methods over our SQL. With an in-memory connector upstream's own."""
 
-    def __init__(self, connector: BaseConnector, tasks: Mapping[str, Task[Any, Any, Any]]) -> None:
+    def __init__(
+        self, connector: BaseConnector, tasks: Mapping[str, Task[Any, Any, Any]], waiter: Waiter | None = None
+    ) -> None:
         super().__init__(connector)
+        self._waiter = waiter
         quicken(connector)
         self._tasks = tasks
         self._signatures: dict[str, tuple[Task[Any, Any, Any], Signature]] = {}
@@ -85,6 +88,12 @@ class Enqueuer(JobManager):
                 check(text)
         return texts
 
+    def _job_ids(self, found: Sequence[int], duplicates: Sequence[int] | None) -> list[JobId]:
+        ids = [JobId.of(job_id, self._waiter) for job_id in found]
+        for ordinal in duplicates or ():
+            ids[ordinal - 1].duplicate = True
+        return ids
+
     async def enqueue_async(
         self, job: jobs.Job, arguments: Sequence[JSONDict], options: JSONDict | None, connection: Any | None
     ) -> list[JobId]:
@@ -94,14 +103,14 @@ class Enqueuer(JobManager):
         query = self._enqueue_query(job, arguments, options)
         try:
             if connection is None and type(self.connector) is Connector:
-                return _job_ids(*await self.connector.row(_ENQUEUE_BY_POSITION, tuple(query.values())))
+                return self._job_ids(*await self.connector.row(_ENQUEUE_BY_POSITION, tuple(query.values())))
             if connection is not None:
                 row = await self.connector.execute_query_one_async_with_connection(connection, _ENQUEUE, **query)
             else:
                 row = await self.connector.execute_query_one_async(_ENQUEUE, **query)
         except exceptions.ConnectorException as error:
             raise self._refusal(error, job) from error
-        return _job_ids(row["ids"], row["duplicates"])
+        return self._job_ids(row["ids"], row["duplicates"])
 
     def enqueue(
         self, job: jobs.Job, arguments: Sequence[JSONDict], options: JSONDict | None, connection: Any | None
@@ -118,7 +127,7 @@ class Enqueuer(JobManager):
                 row = connector.execute_query_one(_ENQUEUE, **query)
         except exceptions.ConnectorException as error:
             raise self._refusal(error, job) from error
-        return _job_ids(row["ids"], row["duplicates"])
+        return self._job_ids(row["ids"], row["duplicates"])
 
     async def call(self, function: str, **arguments: Any) -> dict[str, Any]:
         """The row of one of our SQL functions, through the app's connector. Raises what it refuses with."""
@@ -143,7 +152,7 @@ class Enqueuer(JobManager):
             **{name: timedelta(seconds=seconds(span)) for name, span in spans.items() if span is not None},
             **{name: value for name, value in options.items() if value is not None},
         )
-        return JobId(row[function])
+        return JobId.of(row[function], self._waiter)
 
     def _enqueue_query(self, job: jobs.Job, arguments: Sequence[JSONDict], options: JSONDict | None) -> dict[str, Any]:
         return {
@@ -258,17 +267,10 @@ class Enqueuer(JobManager):
         return None
 
 
-def _job_ids(found: Sequence[int], duplicates: Sequence[int] | None) -> list[JobId]:
-    ids = [JobId(job_id) for job_id in found]
-    for ordinal in duplicates or ():
-        ids[ordinal - 1].duplicate = True
-    return ids
-
-
 class Deferrer(jobs.JobDeferrer):
     """Procrastinate's JobDeferrer in one round trip, with our options, and without the arguments in its log records.
 
-    It returns ints that also tell whether the job was there already: `(await deferrer.defer_async()).duplicate`.
+    It returns ints that also tell whether the job was there already, and wait for its end: `await job_id.result()`.
     """
 
     options: JSONDict | None = None

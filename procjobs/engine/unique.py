@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-__all__ = ["OPTIONS", "JobId", "Unique", "job_options", "seconds"]
+if TYPE_CHECKING:
+    from procjobs.engine.results import Outcome
+
+__all__ = ["OPTIONS", "JobId", "Unique", "Waiter", "job_options", "seconds"]
+
+#: Waits for the end of a job, at most so many seconds.
+Waiter = Callable[[int, float | None], "Awaitable[Outcome]"]
 
 While = Literal["waiting", "unfinished", "retained"]
 _WHILE = ("waiting", "unfinished", "retained")
@@ -17,9 +23,36 @@ OPTIONS = frozenset(("tenant", "unique_key", "unique_for", "unique_while", "tags
 
 
 class JobId(int):
-    """The id of a job that was deferred. `duplicate` is true when that job was there already."""
+    """The id of a job that was deferred, which is all there is to a job outside the database.
+
+        job = await thumbnail.defer_async(photo_id=7)
+        url = await job.result(timeout=30)
+
+    `duplicate` is true when that job was there already.
+    """
 
     duplicate: bool = False
+    _waiter: Waiter | None = None
+
+    @classmethod
+    def of(cls, job_id: int, waiter: Waiter | None) -> JobId:
+        """The id of a job that `waiter` can wait for."""
+        found = cls(job_id)
+        found._waiter = waiter
+        return found
+
+    async def wait(self, *, timeout: float | None = None) -> Outcome:
+        """`app.wait_for` of this job: wait until it has ended, however it does. Raises JobNotOver, JobNotFound."""
+        if self._waiter is None:
+            raise RuntimeError(f"job {int(self)} was not deferred here: await app.wait_for({int(self)})")
+        return await self._waiter(int(self), timeout)
+
+    async def result(self, *, timeout: float | None = None) -> Any:
+        """`app.result` of this job: wait, and give what its task returned. Also raises JobFailed, JobCancelled."""
+        return (await self.wait(timeout=timeout)).value()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"duplicate": self.duplicate}  # an id that is copied or pickled leaves its app behind
 
 
 @dataclass(frozen=True)

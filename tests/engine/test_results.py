@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
+from copy import deepcopy
 from typing import Any
 
 import psycopg
 import pytest
 
 import procjobs
-from procjobs import Cancel, JobCancelled, JobFailed, JobNotOver, JobTimeout, Outcome
+from procjobs import Cancel, JobCancelled, JobFailed, JobId, JobNotOver, JobTimeout, Outcome
 from procjobs.engine import results
 from procjobs.engine.results import LARGEST_RESULT, encode_result, strict_dumps
 from procjobs.errors import JobNotFound
@@ -44,6 +46,33 @@ async def test_a_result_comes_back_as_it_was(app, drain, sql, value):
     assert await app.result(job, timeout=10) == value
     assert sql.one("select procjobs.job_result(%s)", job) == value
     assert sql("select state, note from procjobs.jobs where id = %s", job) == [("succeeded", None)]
+
+
+async def test_a_deferred_job_is_waited_for_by_itself(app, drain):
+    @app.task(name="give")
+    async def give(n):
+        return 1 / n
+
+    jobs = [await give.defer_async(n=2), await give.configure(queue="q").defer_async(n=0)]
+    jobs += await give.batch_defer_async({"n": 4})
+    jobs.append(await app.throttle(give, {"n": 5}, key="k", period=60))
+    with pytest.raises(JobNotOver):
+        await jobs[0].result(timeout=0.05)
+    await drain()
+    assert await jobs[0].result(timeout=10) == 0.5
+    with pytest.raises(JobFailed, match="ZeroDivisionError"):
+        await jobs[1].result(timeout=10)
+    assert (await jobs[1].wait()).status == "failed"
+    assert [await job.result() for job in jobs[2:]] == [0.25, 0.2]
+
+
+def test_a_job_id_that_travels_leaves_its_app_behind():
+    job = JobId.of(7, results.Results.wait_for)
+    job.duplicate = True
+    for copy in (pickle.loads(pickle.dumps(job)), deepcopy(job)):
+        assert (copy, copy.duplicate, json.dumps(copy)) == (7, True, "7")
+        with pytest.raises(RuntimeError, match=r"app\.wait_for"):
+            copy.wait().send(None)
 
 
 @pytest.mark.parametrize("mode", ["archive", "keep"])
