@@ -67,7 +67,7 @@ declare
 begin
   for v_role, v_names in values
     ('procjobs_producer', '{
-      defer, defer_many, debounce, throttle, enqueue, enqueue_jobs, create_batch, seal_batch, enqueue_notification_job, check_arguments, job_status, clock,
+      defer, defer_many, debounce, throttle, enqueue, enqueue_jobs, create_batch, seal_batch, enqueue_notification_job, check_arguments, job_status, clock, may_set_clock,
       enqueue_on_change, drop_enqueue_on_change, note_changed_row, enqueue_changed_row,
       change_setting, first_trigger_name, change_trigger_name, change_table_fault, change_trigger_fault, option_fault, raise_fault,
       job_result, job_outcome, await_job
@@ -77,7 +77,7 @@ begin
       claim_jobs, finish_jobs, settle_jobs, release_unknown, abort_requests,
       rescue_jobs, upkeep, ensure_history_partitions, delete_old_jobs,
       defer, defer_many, debounce, throttle, enqueue, enqueue_jobs, create_batch, seal_batch,
-      enqueue_notification_job, check_arguments, job_status, clock,
+      enqueue_notification_job, check_arguments, job_status, clock, may_set_clock,
       defer_periodic, last_periodic, due_periodic,
       begin_delivery, finish_delivery,
       report_progress, job_result, job_outcome, await_job
@@ -85,7 +85,7 @@ begin
     ('procjobs_reader', '{
       doctor, doctor_server, doctor_horizon, doctor_logins, doctor_tables, doctor_fleet, explain_claim, claim_plans, say_span,
       list_limits, list_batches, list_tasks, why_not_running, job_timeline, list_jobs, job_report, list_queues, list_workers, job_status,
-      may_see_arguments, late_note, say_time, raise_job_not_found, clock,
+      may_see_arguments, late_note, say_time, raise_job_not_found, clock, may_set_clock,
       list_retention, list_retention_passes, list_dead_groups, list_dead_letters, jobs_as_of, job_transitions
     }'),
     ('procjobs_admin', '{

@@ -53,6 +53,17 @@ async def test_a_job_goes_its_whole_way_with_restricted_roles(dsn, sql, eventual
     assert sql.one("select count(*) from procjobs.worker_state where stopped_at is not null") == 1
 
 
+async def test_neither_can_move_the_clock(dsn, sql):
+    for role in ("procjobs_producer", "procjobs_worker"):
+        with psycopg.connect(login(sql, dsn, role), autocommit=True) as connection:
+            connection.execute("set procjobs.now = '2000-01-01'")
+            ((year,),) = connection.execute("select extract(year from procjobs.clock())::int")
+            assert year > 2000
+    with psycopg.connect(login(sql, dsn, "procjobs_owner"), autocommit=True) as connection:
+        connection.execute("set procjobs.now = '2000-01-01'")
+        assert connection.execute("select procjobs.clock() = '2000-01-01'").fetchone() == (True,)
+
+
 async def test_neither_can_touch_a_table(dsn, sql):
     for role in ("procjobs_producer", "procjobs_worker"):
         async with await psycopg.AsyncConnection.connect(login(sql, dsn, role), autocommit=True) as connection:

@@ -11,7 +11,7 @@ from .conftest import SEND, Sql, Worker
 
 ENQUEUE = {
     "defer", "defer_many", "debounce", "throttle", "enqueue", "enqueue_jobs", "create_batch", "seal_batch",
-    "enqueue_notification_job", "check_arguments", "job_status", "clock",
+    "enqueue_notification_job", "check_arguments", "job_status", "clock", "may_set_clock",
 }  # fmt: skip
 
 CRON = {
@@ -40,7 +40,7 @@ MAY_EXECUTE = {
         "explain_claim", "claim_plans", "say_span",
         "list_tasks", "list_limits", "list_batches",
         "why_not_running", "job_timeline", "list_jobs", "job_report", "list_queues", "list_workers", "job_status",
-        "may_see_arguments", "late_note", "say_time", "raise_job_not_found", "clock",
+        "may_see_arguments", "late_note", "say_time", "raise_job_not_found", "clock", "may_set_clock",
         "list_retention", "list_retention_passes",
         "list_dead_groups", "list_dead_letters", "jobs_as_of", "job_transitions",
     },
