@@ -21,7 +21,7 @@ as $$
       "error": {"type": "string"},
       "created_before": {"type": "string", "format": "date-time"},
       "created_after": {"type": "string", "format": "date-time"},
-      "ids": {"type": "array", "items": {"type": "integer"}}
+      "ids": {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 9223372036854775807}}
     },
     "additionalProperties": false
   }'::jsonb
@@ -81,7 +81,8 @@ as $$
   -- $1 is the filter. Values never become part of the text; only states do, which are checked words.
   select concat_ws(' ',
     'from (
-       select id, queue_name, task_name, status, pj_waits_for as waits_for, pj_tags as tags, pj_created_at as created_at, abort_requested
+       select id, queue_name, task_name, status, pj_waits_for as waits_for, pj_tags as tags, pj_created_at as created_at,
+         abort_requested and pj_cancel ->> ''timeout'' is distinct from ''true'' as asked
        from public.procrastinate_jobs',
     case when p_action = 'retry' and p_filter ->> 'state' in ('succeeded', 'cancelled', 'aborted') then '
        union all
@@ -89,7 +90,7 @@ as $$
        from procjobs.job_history' end,
     ') j where',
     case p_action
-      when 'cancel' then '(j.status = ''todo'' or j.status = ''doing'' and not j.abort_requested)'
+      when 'cancel' then '(j.status = ''todo'' or j.status = ''doing'' and not j.asked)'
       when 'discard' then 'j.status in (''todo'', ''failed'')'
       else case when p_filter ? 'state' then 'j.status <> ''doing''' else 'j.status = ''failed''' end
     end,
@@ -191,8 +192,8 @@ declare
   v_ids bigint[];
 begin
   perform procjobs.check_filter(p_filter);
-  if p_max_jobs not between 1 and 10000 then
-    raise exception 'a batch cannot have % jobs', p_max_jobs
+  if coalesce(p_max_jobs, 0) not between 1 and 10000 then
+    raise exception 'a batch cannot have % jobs', coalesce(p_max_jobs::text, 'null')
       using errcode = 'PJ009',
             detail = 'max_jobs lies between 1 and 10000',
             hint = 'Call it again with after_id => last_id for the next batch.';

@@ -12,24 +12,27 @@ declare
 begin
   -- Jobs that are just being ended are left out: they stop running.
   with met as (
-    select j.id, procjobs.limit_key(l.name, l.key, j.pj_tenant, j.lock, j.args) as key
+    select j.id, k.key
     from procjobs.limits l
     join public.procrastinate_jobs j
       on coalesce(l.task = j.task_name, true) and coalesce(l.queue = j.queue_name, true)
+    cross join lateral (select procjobs.limit_key(l.name, l.key, j.pj_tenant, j.lock, j.args) as key offset 0) k
     where l.name = p_name
       and l.max_running is not null
       and j.status = 'doing'
+      and k.key is not null
+      and not exists (select from procjobs.limit_grants g where g.key = k.key and g.job_id = j.id)
     order by j.id
     for update of j skip locked
   ),
   state as (
     insert into procjobs.limit_state (key, limit_name)
-    select distinct m.key, p_name from met m where m.key is not null
+    select distinct m.key, p_name from met m
     on conflict do nothing
   ),
   granted as (
     insert into procjobs.limit_grants (key, job_id)
-    select m.key, m.id from met m where m.key is not null
+    select m.key, m.id from met m
     on conflict do nothing
     returning key, job_id
   )

@@ -384,6 +384,10 @@ declare
   v_held text[] := array(select procjobs.held_keys());
   v_orphans text[];
 begin
+  -- A claim that was under way when a limit was set did not know of it: what it started counts from now on.
+  perform procjobs.count_running(l.name)
+  from procjobs.limits l
+  where l.set_at > procjobs.clock() - interval '1 minute';
   if v_held = '{}' then
     return 0;
   end if;
@@ -398,7 +402,8 @@ begin
 end
 $$;
 comment on function procjobs.sweep_limits() is
-  'Makes the jobs claimable for which their limit has room again: when a rate''s period has passed, or a race left them behind.';
+  'Makes the jobs claimable for which their limit has room again: when a rate''s period has passed, or a race left them behind. '
+  'Counts what a claim started that did not know of a new limit.';
 
 create or replace function procjobs.unhold_jobs(p_keys text[], p_max_jobs integer default 10000)
 returns integer

@@ -347,6 +347,18 @@ def test_a_new_limit_counts_what_runs_already(fleet: Fleet, sql: Sql) -> None:
     assert len(fleet.claim(worker, 5)) == 2
 
 
+def test_a_claim_that_began_before_the_limit_was_set_counts(fleet: Fleet, rival: Fleet, sql: Sql) -> None:
+    fleet.defer_many(5)
+    worker = rival.worker()
+    with rival.sql.connection.transaction():
+        early = rival.claim(worker, 2)
+        limit(fleet, max_running=2)
+    sql("select procjobs.upkeep()")
+    assert fleet.claim(fleet.worker(), 5) == []
+    rival.finish(*early)
+    assert len(fleet.claim(fleet.worker(), 5)) == 2
+
+
 def test_a_dropped_limit_lets_all_go(fleet: Fleet, sql: Sql) -> None:
     limit(fleet, max_running=1)
     fleet.defer_many(5)

@@ -100,6 +100,20 @@ def test_running_jobs_are_asked_to_stop_once(sql: Sql, worker: MakeWorker) -> No
     assert ann.fail(running) == "failed"  # no retry after a request
 
 
+def test_a_run_that_is_only_over_its_time_is_cancelled_too(sql: Sql, worker: MakeWorker) -> None:
+    job = defer(sql)
+    running = worker("send")
+    running.claim()
+    sql(
+        "update procrastinate_jobs set abort_requested = true, "
+        """pj_cancel = '{"by": "procjobs", "reason": "it runs longer than its timeout", "timeout": true}'"""
+    )
+    assert count(sql, "cancel_jobs", state="running") == 1
+    assert act(sql, "cancel_jobs", {"task": "send"}, ", dry_run => false")[0] == 1
+    assert running.fail(job, outcome="cancelled") == "cancelled"
+    assert sql("select state from procjobs.jobs") == [("aborted",)]
+
+
 def test_cancelling_the_holder_of_a_lock_lets_the_next_go(sql: Sql, worker: MakeWorker) -> None:
     defer(sql, options=", lock => 'l', tags => array['old']")
     after = defer(sql, options=", lock => 'l'")
@@ -158,6 +172,12 @@ def test_discarding_moves_dead_letters_and_waiting_jobs_to_the_history(sql: Sql,
         (letter, "failed", "discarded: looked at"), (waiting, "cancelled", "discarded: looked at"),
     ]  # fmt: skip
     assert {row[0] for row in sql("select action from procjobs.actions")} == {"discarded"}
+
+
+@pytest.mark.parametrize("size", ["0", "10001", "null"])
+def test_a_batch_has_bounds_and_a_filter_ids_that_fit(refused: Refused, size: str) -> None:
+    refused("PJ009", f"""select * from procjobs.cancel_jobs('{{"state": "todo"}}', max_jobs => {size})""")
+    refused("PJ009", """select * from procjobs.cancel_jobs('{"ids": [9223372036854775808]}')""")
 
 
 def test_a_batch_has_bounds(refused: Refused) -> None:
