@@ -24,7 +24,7 @@ begin
   end if;
 
   -- Rows of that day that came before their partition move over before it is attached.
-  execute format('create table procjobs.%I (like procjobs.job_history including defaults)', v_name);
+  execute format('create table procjobs.%I (like procjobs.job_history including defaults including constraints)', v_name);
   lock table procjobs.job_history_default in access exclusive mode;
   execute format(
     'with moved as (

@@ -1,5 +1,6 @@
 -- Jobs: waiting, running and ended, from the hot table and the history, as one.
--- Each half is one table without joins, so that conditions and `order by id desc limit` reach the indexes of both.
+-- Each half is one table without joins and conditions, so that conditions and `order by id desc limit` reach the indexes of
+-- both. What is looked up for a job is looked up for those that are shown.
 
 create view procjobs.jobs as
 select
@@ -7,35 +8,23 @@ select
   j.queue_name::text as queue,
   j.task_name::text as task,
   j.status,
-  case j.status
-    when 'todo' then case j.pj_waits_for
-      when 'time' then 'scheduled' when 'lock' then 'blocked' when 'task' then 'parked' when 'limit' then 'limited'
-      when 'pause' then 'paused' else 'waiting'
-    end
-    when 'doing' then 'running'
-    else j.status::text
-  end as state,
+  j.state,
   j.priority,
   j.lock,
   j.queueing_lock,
-  coalesce(j.pj_unique_key, j.pj_waiting_key) as unique_key,
-  j.pj_tags as tags,
+  j.unique_key,
+  j.tags,
   case when (select procjobs.may_see_arguments()) then j.args end as args,
   j.attempts,
-  coalesce(j.pj_max_attempts, (select p.max_attempts from procjobs.task_policies p where p.task = j.task_name)) as max_attempts,
-  j.pj_crashes::integer as crashes,
+  coalesce(j.max_attempts, (select p.max_attempts from procjobs.task_policies p where p.task = j.task_name)) as max_attempts,
+  j.crashes::integer as crashes,
   j.scheduled_at,
-  j.pj_created_at as created_at,
-  j.pj_started_at as started_at,
-  j.pj_finished_at as finished_at,
+  j.created_at,
+  j.started_at,
+  j.finished_at,
   j.worker_id,
   (select w.name from procjobs.worker_state w where w.id = j.worker_id) as worker,
-  case
-    when j.status in ('cancelled', 'aborted') then j.pj_cancel ->> 'reason'
-    when j.status = 'succeeded' and j.pj_cancel is not null then concat_ws('; ',
-      case when j.pj_cancel ? 'by' then procjobs.late_note(j.pj_cancel) end, j.pj_cancel ->> 'note')
-    when j.abort_requested then concat_ws(': ', 'asked to stop by ' || (j.pj_cancel ->> 'by'), j.pj_cancel ->> 'reason')
-  end as note,
+  j.note,
   case when j.status <> 'succeeded' then (
     select concat_ws(': ', a.error_class, case when (select procjobs.may_see_arguments()) then a.error_message end)
     from procjobs.job_attempts a
@@ -44,57 +33,54 @@ select
     order by a.id desc
     limit 1
   ) end as error,
-  j.pj_tenant as tenant,
-  j.pj_batch as batch,
-  case when j.pj_waits_for = 'limit' then j.pj_held_by end as held_by,
-  coalesce(j.pj_timeout, (select p.timeout from procjobs.task_policies p where p.task = j.task_name)) as timeout,
+  j.tenant,
+  j.batch,
+  case
+    when j.held_by is null or (select procjobs.may_see_arguments()) then j.held_by
+    -- Of a limit by an argument, its name alone.
+    else coalesce(
+      (select j.held_by from procjobs.limits l where l.name = split_part(j.held_by, ':', 1) and l.key in ('tenant', 'lock')),
+      split_part(j.held_by, ':', 1))
+  end as held_by,
+  coalesce(j.timeout, (select p.timeout from procjobs.task_policies p where p.task = j.task_name)) as timeout,
   (select r.percent from procjobs.job_progress r where r.job_id = j.id) as progress,
   case when (select procjobs.may_see_arguments()) then (
     select r.message from procjobs.job_progress r where r.job_id = j.id
   ) end as progress_message,
-  case when (select procjobs.may_see_arguments()) then j.pj_result end as result
-from public.procrastinate_jobs j
-union all
-select
-  h.id,
-  h.queue_name::text,
-  h.task_name::text,
-  h.status,
-  h.status::text,
-  h.priority,
-  h.lock,
-  h.queueing_lock,
-  coalesce(h.unique_key, h.waiting_key),
-  h.tags,
-  case when (select procjobs.may_see_arguments()) then h.args end,
-  h.attempts,
-  coalesce(h.max_attempts, (select p.max_attempts from procjobs.task_policies p where p.task = h.task_name)),
-  h.crashes::integer,
-  h.scheduled_at,
-  h.created_at,
-  h.started_at,
-  h.finished_at,
-  h.worker_id,
-  (select w.name from procjobs.worker_state w where w.id = h.worker_id),
-  h.note,
-  case when h.status <> 'succeeded' then (
-    select concat_ws(': ', a.error_class, case when (select procjobs.may_see_arguments()) then a.error_message end)
-    from procjobs.job_attempts a
-    where a.job_id = h.id
-      and a.error_class is not null
-    order by a.id desc
-    limit 1
-  ) end,
-  h.tenant,
-  h.batch,
-  null,
-  coalesce(h.timeout, (select p.timeout from procjobs.task_policies p where p.task = h.task_name)),
-  (select r.percent from procjobs.job_progress r where r.job_id = h.id),
-  case when (select procjobs.may_see_arguments()) then (
-    select r.message from procjobs.job_progress r where r.job_id = h.id
-  ) end,
-  case when (select procjobs.may_see_arguments()) then h.result end
-from procjobs.job_history h;
+  case when (select procjobs.may_see_arguments()) then j.result end as result
+from (
+  select
+    w.id, w.queue_name, w.task_name, w.status,
+    case w.status
+      when 'todo' then case w.pj_waits_for
+        when 'time' then 'scheduled' when 'lock' then 'blocked' when 'task' then 'parked' when 'limit' then 'limited'
+        when 'pause' then 'paused' else 'waiting'
+      end
+      when 'doing' then 'running'
+      else w.status::text
+    end as state,
+    w.priority, w.lock, w.queueing_lock, coalesce(w.pj_unique_key, w.pj_waiting_key) as unique_key, w.pj_tags as tags,
+    w.args, w.attempts, w.pj_max_attempts as max_attempts, w.pj_crashes as crashes, w.scheduled_at,
+    w.pj_created_at as created_at, w.pj_started_at as started_at, w.pj_finished_at as finished_at, w.worker_id,
+    case
+      when w.status in ('cancelled', 'aborted') then w.pj_cancel ->> 'reason'
+      when w.status = 'succeeded' and w.pj_cancel is not null then concat_ws('; ',
+        case when w.pj_cancel ? 'by' then procjobs.late_note(w.pj_cancel) end, w.pj_cancel ->> 'note')
+      when w.abort_requested then concat_ws(': ', 'asked to stop by ' || (w.pj_cancel ->> 'by'), w.pj_cancel ->> 'reason')
+    end as note,
+    w.pj_tenant as tenant, w.pj_batch as batch, case when w.pj_waits_for = 'limit' then w.pj_held_by end as held_by,
+    w.pj_timeout as timeout, w.pj_result as result
+  from public.procrastinate_jobs w
+  union all
+  select
+    h.id, h.queue_name, h.task_name, h.status,
+    -- As in the constraint history_state, by which the planner leaves the history out for jobs that have not ended.
+    case h.status when 'succeeded' then 'succeeded' when 'failed' then 'failed' when 'cancelled' then 'cancelled' else 'aborted' end,
+    h.priority, h.lock, h.queueing_lock, coalesce(h.unique_key, h.waiting_key), h.tags, h.args, h.attempts, h.max_attempts,
+    h.crashes, h.scheduled_at, h.created_at, h.started_at, h.finished_at, h.worker_id, h.note, h.tenant, h.batch, null,
+    h.timeout, h.result
+  from procjobs.job_history h
+) j;
 comment on view procjobs.jobs is
   'All jobs, waiting, running and ended: select * from procjobs.jobs where state = ''failed'' order by id desc limit 20.';
 comment on column procjobs.jobs.id is 'What defer returned.';
@@ -122,7 +108,7 @@ comment on column procjobs.jobs.note is 'Why it ended as it did, or who asked it
 comment on column procjobs.jobs.error is 'Class of the last error; for procjobs_admin also its message.';
 comment on column procjobs.jobs.tenant is 'Whom it is for.';
 comment on column procjobs.jobs.batch is 'The batch it belongs to: procjobs.batches.id.';
-comment on column procjobs.jobs.held_by is 'The limit it met last, while it waits for one.';
+comment on column procjobs.jobs.held_by is 'The limit it met last, while it waits for one: its name and, for limits by key, the value; a value of arguments only for procjobs_admin.';
 comment on column procjobs.jobs.timeout is 'How long one run may take: the job''s own, else the task''s.';
 comment on column procjobs.jobs.progress is 'Percent done, as the task reported last.';
 comment on column procjobs.jobs.progress_message is 'What the task said with it. Only for procjobs_admin.';

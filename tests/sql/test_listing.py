@@ -194,6 +194,26 @@ def test_a_reader_sees_the_class_of_an_error(sql: Sql, life: dict[str, int], bec
     assert sql.one("select error from procjobs.dead_letters") == "ValueError"
 
 
+def test_a_reader_does_not_see_which_value_of_an_argument_a_limit_is_about(
+    sql: Sql, register: Callable[..., int], worker: MakeWorker, become: Callable[[str], None]
+) -> None:
+    register("noop")
+    sql("select procjobs.set_limit('one', task => 'noop', key => 'args.code', max_running => 1)")
+    for _ in range(2):
+        defer(sql, """, args => '{"code": "secret"}'""")
+    worker("noop").claim()
+    sql("select procjobs.set_limit('two', task => 'noop', queue => 'b', key => 'tenant', max_running => 1)")
+    for _ in range(2):
+        defer(sql, ", queue => 'b', tenant => 'acme'")
+    worker("noop").claim(queues=["b"])
+    query = "select held_by from procjobs.jobs where state = 'limited' order by id"
+    assert sql(query) == [("one:secret",), ("two:acme",)]
+    become("procjobs_reader")
+    assert sql(query) == [("one",), ("two:acme",)]
+    for shown in SHOWN:
+        assert "secret" not in str(sql(shown)), shown
+
+
 @pytest.mark.parametrize("query", [SHOWN[0], SHOWN[2], SHOWN[4], SHOWN[5], SHOWN[6]])
 def test_an_admin_sees_them(sql: Sql, life: dict[str, int], become: Callable[[str], None], query: str) -> None:
     become("procjobs_admin")
@@ -275,6 +295,10 @@ QUICK = [
     ("select * from procjobs.jobs where status = 'failed' order by id desc limit 50", 51, 100),
     ("select * from procjobs.dead_letters order by id desc limit 50", 51, None),
     ("select * from procjobs.jobs where status = 'cancelled' order by id desc limit 50", 100000, 100),
+    ("select * from procjobs.jobs where state = 'waiting' order by id desc limit 50", 110, None),
+    ("select * from procjobs.jobs where state in ('waiting', 'scheduled') order by id desc limit 50", 60, None),
+    ("select * from procjobs.jobs where state = 'running' order by id desc limit 50", 100000, None),
+    ("select * from procjobs.jobs where state = 'cancelled' order by id desc limit 50", 100000, 100),
 ]
 
 

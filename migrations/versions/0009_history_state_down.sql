@@ -1,0 +1,2 @@
+drop index procjobs.job_history_unsuccessful_state;
+alter table procjobs.job_history drop constraint history_state;
