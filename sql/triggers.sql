@@ -45,11 +45,24 @@ create trigger pj_check_options
     new.status = 'todo' and current_setting('procjobs.args_checked', true) is distinct from 'on' and (
       new.queue_name = '' or octet_length(concat(new.lock, new.queueing_lock, new.pj_unique_key)) > 1000
       or new.scheduled_at is not null or new.pj_max_attempts is not null or new.pj_tags is not null
+      or new.pj_tenant is not null or new.pj_timeout is not null or new.pj_batch is not null
     )
   )
   execute function procjobs.check_options();
 comment on trigger pj_check_options on public.procrastinate_jobs is
   'Options of jobs inserted by hand, where there are any, are checked like those of procjobs.defer, which has checked its own.';
+
+drop trigger if exists pj_check_edited on public.procrastinate_jobs;
+create trigger pj_check_edited
+  before update of args, task_name on public.procrastinate_jobs
+  for each row
+  when (
+    new.status in ('todo', 'failed') and (new.args <> old.args or new.task_name <> old.task_name)
+    and current_setting('procjobs.args_checked', true) is distinct from 'on'
+  )
+  execute function procjobs.check_edited();
+comment on trigger pj_check_edited on public.procrastinate_jobs is
+  'Arguments changed by hand are checked like those of procjobs.edit_job, which has checked its own.';
 
 drop trigger if exists pj_check_inserted on public.procrastinate_jobs;
 create trigger pj_check_inserted

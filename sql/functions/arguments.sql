@@ -258,6 +258,22 @@ comment on function procjobs.check_inserted() is
   'Trigger: checks the arguments of jobs that somebody inserts by hand, by COPY or through upstream''s functions as defer would. '
   'Definer: whoever may insert jobs need not read procjobs.tasks.';
 
+create or replace function procjobs.check_edited()
+returns trigger
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform procjobs.raise_fault(procjobs.argument_fault(
+    new.task_name, (select t.args_schema from procjobs.tasks t where t.name = new.task_name), new.args));
+  return new;
+end
+$$;
+comment on function procjobs.check_edited() is
+  'Trigger: checks arguments that somebody changes by hand as procjobs.edit_job would. '
+  'Definer: whoever may update jobs need not read procjobs.tasks.';
+
 create or replace function procjobs.check_options()
 returns trigger
 language plpgsql
@@ -267,6 +283,10 @@ as $$
 begin
   perform procjobs.raise_fault(procjobs.option_fault(
     new.queue_name, new.scheduled_at, array[new.lock, new.queueing_lock, new.pj_unique_key], new.pj_max_attempts, new.pj_tags));
+  perform procjobs.raise_fault(procjobs.more_option_fault(null, null, null, new.pj_tenant, new.pj_timeout, false));
+  if new.pj_batch is not null then
+    perform procjobs.join_batches(jsonb_build_array(jsonb_build_object('batch_id', new.pj_batch)));
+  end if;
   return new;
 end
 $$;

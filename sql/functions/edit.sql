@@ -83,6 +83,7 @@ begin
     case when edit_job.args is not null then procjobs.argument_fault(
       v_job.task_name, (select t.args_schema from procjobs.tasks t where t.name = v_job.task_name), edit_job.args) end));
 
+  perform set_config('procjobs.args_checked', 'on', true);
   update public.procrastinate_jobs j
   set args = coalesce(edit_job.args, j.args),
       priority = coalesce(edit_job.priority, j.priority),
@@ -97,6 +98,7 @@ begin
       pj_waits_for = case when j.pj_waits_for = 'time' then 'time' when j.lock is not null then 'lock' end
   where j.id = v_job.id
   returning j.* into v_new;
+  perform set_config('procjobs.args_checked', '', true);
 
   v_detail := procjobs.edit_detail(v_job, v_new);
   if v_detail = '{}' then

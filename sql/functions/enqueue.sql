@@ -1,8 +1,23 @@
--- Enqueueing: the inserts behind defer_many and the Python client, of jobs whose arguments were checked.
+-- Enqueueing: the inserts behind defer_many and the Python client, of jobs whose arguments were checked against the task.
+-- What no job may be is refused here all the same: whoever may enqueue may call these by hand. Most jobs pass at a glance.
 -- Owns:        inserts into procrastinate_jobs.
 -- Lock order:  batches by id (shared), unique_keys in the order of the keys, then new rows, in the order of their keys, not of
 --              the jobs, so that two callers with the same keys do not deadlock; a unique index may wait for another
 --              transaction's equal key.
+
+create or replace function procjobs.within_limits(p_task text, p_args jsonb)
+returns jsonb
+language plpgsql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform procjobs.raise_fault(procjobs.limit_fault(p_task, p_args));
+  return p_args;
+end
+$$;
+comment on function procjobs.within_limits(text, jsonb) is
+  'The arguments, if they are within the limits of all tasks, else the error. Asked only of arguments that are not small at first glance.';
 
 create or replace function procjobs.enqueue_jobs(
   p_tasks text[],
@@ -19,6 +34,10 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+  perform procjobs.raise_fault(procjobs.option_fault(o.queue, o.scheduled_at, array[o.lock, o.queueing_lock], null, null))
+  from unnest(p_queues, p_locks, p_queueing_locks, p_scheduled_at) as o(queue, lock, queueing_lock, scheduled_at)
+  where o.queue = '' or o.scheduled_at is not null or octet_length(concat(o.lock, o.queueing_lock)) > 1000;
+
   if procjobs.tasks_with_rules(p_tasks) then
     return query
     select i.id
@@ -27,7 +46,7 @@ begin
         'task', a.task, 'queue', case when a.queue = t.queue then coalesce(s.queue, a.queue) else a.queue end,
         'priority', case when a.priority = t.priority then coalesce(s.priority, a.priority) else a.priority end,
         'lock', a.lock, 'queueing_lock', a.queueing_lock, 'scheduled_at', a.scheduled_at))
-        || jsonb_build_object('args', a.args::jsonb) order by a.n)
+        || jsonb_build_object('args', procjobs.within_limits(a.task, a.args::jsonb)) order by a.n)
       from unnest(p_tasks, p_queues, p_priorities, p_locks, p_queueing_locks, p_args, p_scheduled_at)
         with ordinality as a(task, queue, priority, lock, queueing_lock, args, scheduled_at, n)
       left join procjobs.tasks t on t.name = a.task
@@ -40,9 +59,16 @@ begin
   perform set_config('procjobs.args_checked', 'on', true);
   return query
   insert into public.procrastinate_jobs (task_name, queue_name, priority, lock, queueing_lock, args, scheduled_at)
-  select i.task, i.queue, i.priority, i.lock, i.queueing_lock, i.args::jsonb, i.scheduled_at
+  select
+    i.task, i.queue, i.priority, i.lock, i.queueing_lock,
+    case
+      when jsonb_typeof(a) = 'object' and pg_column_size(a) <= 500 and octet_length(a::text) <= 1000 then a
+      else procjobs.within_limits(i.task, a)
+    end,
+    i.scheduled_at
   from unnest(p_tasks, p_queues, p_priorities, p_locks, p_queueing_locks, p_args, p_scheduled_at)
     with ordinality as i(task, queue, priority, lock, queueing_lock, args, scheduled_at, n)
+  cross join lateral (select i.args::jsonb as a offset 0) j
   order by i.n
   returning id;
   perform set_config('procjobs.args_checked', '', true);
@@ -81,13 +107,16 @@ begin
   where t.name = p_task;
   v_queue := coalesce(v_queue, p_queue);
   v_priority := coalesce(v_priority, p_priority);
+  if v_queue = '' or p_scheduled_at is not null or octet_length(concat(p_lock, p_queueing_lock)) > 1000 then
+    perform procjobs.raise_fault(procjobs.option_fault(v_queue, p_scheduled_at, array[p_lock, p_queueing_lock], null, null));
+  end if;
 
   if p_options is not null or v_unique then
     perform procjobs.raise_fault(procjobs.enqueue_option_fault(p_options, coalesce(v_unique, false)));
     select array_agg(i.id order by i.ordinal), array_agg(i.ordinal order by i.ordinal) filter (where i.duplicate)
     into ids, duplicates
     from procjobs.insert_jobs((
-      select jsonb_agg(o.same || jsonb_build_object('args', a.args) order by a.n)
+      select jsonb_agg(o.same || jsonb_build_object('args', procjobs.within_limits(p_task, a.args)) order by a.n)
       from jsonb_array_elements(p_args::jsonb) with ordinality as a(args, n)
       cross join (
         select coalesce(p_options, '{}') || jsonb_strip_nulls(jsonb_build_object(
@@ -101,7 +130,13 @@ begin
   perform set_config('procjobs.args_checked', 'on', true);
   with new as (
     insert into public.procrastinate_jobs (task_name, queue_name, priority, lock, queueing_lock, args, scheduled_at)
-    select p_task, v_queue, v_priority, p_lock, p_queueing_lock, a, p_scheduled_at
+    select
+      p_task, v_queue, v_priority, p_lock, p_queueing_lock,
+      case
+        when jsonb_typeof(a) = 'object' and pg_column_size(a) <= 500 and octet_length(a::text) <= 1000 then a
+        else procjobs.within_limits(p_task, a)
+      end,
+      p_scheduled_at
     from jsonb_array_elements(p_args::jsonb) a
     returning id
   )

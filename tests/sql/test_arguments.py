@@ -39,6 +39,14 @@ WAYS = {
     "array[row('q', 'send', 0, null, null, %s, null)::procrastinate_job_to_defer_v1])",
 }
 
+#: How Python's jobs come in: it has checked them against the signature.
+CLIENTS = {
+    "one task": "select procjobs.enqueue('send', 'q', 0, null, null, null, jsonb_build_array(%s::jsonb)::text)",
+    "with options": "select procjobs.enqueue("
+    "'send', 'q', 0, null, null, null, jsonb_build_array(%s::jsonb)::text, '{\"tenant\": \"a\"}')",
+    "many tasks": "select procjobs.enqueue_jobs('{send}', '{q}', '{0}', '{null}', '{null}', array[%s], '{null}')",
+}
+
 #: name, arguments, SQLSTATE, what the DETAIL says
 REFUSED = [
     ("missing", "{}", "PJ002", "to is missing"),
@@ -62,6 +70,28 @@ REFUSED = [
     ("a string", '"to"', "PJ005", "they are string"),
     ("JSON null", "null", "PJ005", "they are null"),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", CLIENTS)
+def test_what_no_job_may_be_is_refused_from_clients_too(
+    sql: Sql, register: Register, refused: Refused, way: str
+) -> None:
+    register("send", SEND)
+    for _, args, code, detail in REFUSED:
+        if code != "PJ002":
+            assert detail in str(refused(code, CLIENTS[way], args).message_detail)
+    sql(CLIENTS[way], sized(MEBIBYTE))
+    assert sql.one("select count(*) from procjobs.jobs") == 1
+
+
+@pytest.mark.parametrize(
+    ("queue", "lock", "scheduled_at", "code"),
+    [("", "l", None, "PJ010"), ("q", "l" * 1001, None, "PJ009"), ("q", "l", "infinity", "PJ009")],
+)
+def test_options_too(refused: Refused, queue: str, lock: str, scheduled_at: str | None, code: str) -> None:
+    refused(code, "select procjobs.enqueue('any', %s, 0, %s, null, %s::timestamptz, '[{}]')", queue, lock, scheduled_at)
+    many = "'{any}', array[%s], '{0}', array[%s], '{null}', array['{}'], array[%s::timestamptz]"
+    refused(code, f"select procjobs.enqueue_jobs({many})", queue, lock, scheduled_at)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -179,6 +209,22 @@ def test_a_bulk_insert_by_hand_is_checked_row_by_row(sql: Sql, register: Registe
         "from generate_series(1, 100) n",
     )
     assert sql.one("select count(*) from procrastinate_jobs") == 0
+
+
+@pytest.mark.parametrize("status", ["todo", "failed"])
+def test_arguments_changed_by_hand_are_checked(sql: Sql, register: Register, refused: Refused, status: str) -> None:
+    register("send", SEND)
+    job = sql.one("""select procjobs.defer('send', '{"to": "ann"}')""")
+    sql("update procrastinate_jobs set status = %s::procrastinate_job_status where id = %s", status, job)
+    for args, code in (
+        ('{"ot": "ann"}', "PJ002"),
+        ("[]", "PJ005"),
+        (nested(65), "PJ004"),
+        (sized(MEBIBYTE + 1), "PJ003"),
+    ):
+        refused(code, "update procrastinate_jobs set args = %s where id = %s", args, job)
+    sql("""update procrastinate_jobs set args = '{"to": "ben"}', priority = 3""")
+    assert sql.one("select args ->> 'to' from procjobs.jobs") == "ben"
 
 
 def test_check_arguments_asks_without_enqueueing(sql: Sql, register: Register, refused: Refused) -> None:

@@ -94,9 +94,14 @@ def test_the_longest_keys_are_stored_and_indexed(sql: Sql, option: str) -> None:
         ("lock", "repeat('l', 1001)", "PJ009"),
         ("pj_max_attempts", "0", "PJ009"),
         ("pj_tags", "array[null]::text[]", "PJ009"),
+        ("pj_timeout", "'-1 s'", "PJ009"),
+        ("pj_tenant", "''", "PJ009"),
+        ("pj_batch", "4711", "PJ007"),
+        ("pj_batch", "(select max(id) from procjobs.batches)", "PJ008"),
     ],
 )
-def test_a_plain_insert_has_the_same_options(refused: Refused, columns: str, values: str, code: str) -> None:
+def test_a_plain_insert_has_the_same_options(sql: Sql, refused: Refused, columns: str, values: str, code: str) -> None:
+    sql("select procjobs.seal_batch(procjobs.create_batch('sealed'))")
     refused(code, f"insert into procrastinate_jobs (queue_name, task_name, {columns}) values ('q', 'noop', {values})")
 
 
