@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -372,3 +373,32 @@ def test_a_limit_that_lets_nothing_run(sql: Sql, found: Callable[..., list[str]]
     assert "1 jobs wait for limit none" in said and "higher max_running" in said
     sql("select procjobs.set_limit('none', queue => 'default', max_running => 5)")
     assert found("limits") == []
+
+
+def test_a_trigger_that_fits_its_table_or_task_no_more(sql: Sql, found: Callable[..., list[str]]) -> None:
+    def task(argument: str) -> None:
+        schema = {"properties": {argument: {"type": "integer"}}, "additionalProperties": False}
+        sql("select procjobs.register_tasks(%s, 'test')", json.dumps([{"name": "index", "args_schema": schema}]))
+
+    task("id")
+    sql("create table public.things (id int)")
+    sql("select procjobs.enqueue_on_change('things', 'index', pass => '{id}')")
+    sql("create trigger by_hand after insert on things for each row execute function procjobs.enqueue_changed_row('x')")
+    assert found("on change") == []
+
+    for change, undo, said in (
+        ("rename column id to number", "rename column number to id", "the table has no column id any more"),
+        ("disable trigger procjobs_index", "enable trigger procjobs_index", "rows change without a job"),
+    ):
+        sql(f"alter table things {change}")
+        (trouble,) = found("on change")
+        assert "trigger procjobs_index of things" in trouble and said in trouble
+        sql(f"alter table things {undo}")
+        assert found("on change") == []
+    task("number")
+    (trouble,) = found("on change")
+    assert "id is not expected" in trouble
+    task("id")
+    sql('drop trigger "procjobs+index" on things')
+    (trouble,) = found("on change")
+    assert "procjobs+index, which goes before it, is gone" in trouble

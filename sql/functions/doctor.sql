@@ -200,6 +200,47 @@ end
 $$;
 comment on function procjobs.doctor_claim() is 'What is wrong with the indexes that claim, upkeep and finish go by.';
 
+create or replace function procjobs.doctor_triggers()
+returns table (severity text, subject text, finding text, mend text)
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  with made as (
+    select t.tgname, t.tgrelid, s.spec, o.tgenabled as first_enabled, t.tgenabled,
+      (
+        select string_agg(c.name, ', ' order by c.name)
+        from jsonb_array_elements_text(coalesce(s.spec -> 'columns', '[]') || coalesce(s.spec -> 'pass', '[]')) as c(name)
+        where not exists (
+          select from pg_attribute a where a.attrelid = t.tgrelid and a.attname = c.name and a.attnum > 0 and not a.attisdropped
+        )
+      ) as gone,
+      procjobs.change_trigger_fault(s.spec ->> 'task', s.spec -> 'args', coalesce(
+        array(select jsonb_array_elements_text(s.spec -> 'pass')), '{}'
+      ) || case when s.spec ? 'pass' then '{}' else '{table,op,row,old}'::text[] end) as fault
+    from pg_trigger t
+    cross join lateral (select procjobs.change_trigger_spec(t.tgargs) as spec) s
+    left join pg_trigger o on o.tgrelid = t.tgrelid and o.tgname = procjobs.first_trigger_name(t.tgname)
+    where t.tgfoid = 'procjobs.enqueue_changed_row()'::regprocedure
+      and t.tgparentid = 0
+      and s.spec ? 'task'
+  )
+  select 'warning', 'on change', format('trigger %s of %s: %s', m.tgname, m.tgrelid::regclass, w.trouble),
+    format('select procjobs.enqueue_on_change(%L, %L, ...) makes it anew', m.tgrelid::regclass, m.spec ->> 'task')
+  from made m
+  cross join lateral (
+    select case
+      when m.first_enabled is null then format('%s, which goes before it, is gone; no row can be changed', procjobs.first_trigger_name(m.tgname))
+      when 'D' in (m.first_enabled, m.tgenabled) then 'it, or the one that goes before it, is disabled: rows change without a job'
+      when m.gone is not null then format('the table has no column %s any more', m.gone)
+      when m.fault is not null then format('%s (%s); no row can be changed', m.fault ->> 'message', m.fault ->> 'detail')
+    end as trouble
+  ) w
+  where w.trouble is not null
+$$;
+comment on function procjobs.doctor_triggers() is
+  'Triggers of enqueue_on_change that fit their table or their task no more: columns renamed, arguments changed, disabled.';
+
 create or replace function procjobs.doctor_fleet()
 returns table (severity text, subject text, finding text, mend text)
 language sql
@@ -215,9 +256,11 @@ as $$
   select * from procjobs.doctor_upkeep()
   union all
   select * from procjobs.doctor_limits()
+  union all
+  select * from procjobs.doctor_triggers()
 $$;
 comment on function procjobs.doctor_fleet() is
-  'What is wrong with claim, workers, queues, upkeep and limits. Definer: the reader role has no rights on tables; no argument of a job is shown.';
+  'What is wrong with claim, workers, queues, upkeep, limits and triggers of enqueue_on_change. Definer: the reader role has no rights on tables; no argument of a job is shown.';
 
 create or replace function procjobs.doctor()
 returns table (severity text, subject text, finding text, mend text)

@@ -115,6 +115,22 @@ $$;
 comment on function procjobs.first_trigger_name(text) is
   'Name of the trigger that goes before one that enqueue_on_change made.';
 
+create or replace function procjobs.change_trigger_spec(p_args bytea)
+returns jsonb
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return convert_from(substring(p_args for octet_length(p_args) - 1), getdatabaseencoding())::jsonb;
+exception
+  when others then
+    return null;
+end
+$$;
+comment on function procjobs.change_trigger_spec(bytea) is
+  'What a trigger that calls enqueue_changed_row was made with, from pg_trigger.tgargs; null if that was not enqueue_on_change.';
+
 create or replace function procjobs.change_trigger_fault(p_task text, p_args jsonb, p_names text[])
 returns jsonb
 language plpgsql
@@ -287,10 +303,11 @@ begin
         case when t.tgtype & 8 <> 0 then 'delete' end, case when t.tgtype & 4 <> 0 then 'insert' end,
         case when t.tgtype & 16 <> 0 then 'update' end
       ], null), ' or ') as events,
-      convert_from(substring(t.tgargs for octet_length(t.tgargs) - 1), getdatabaseencoding())::jsonb ->> 'task' as task
+      procjobs.change_trigger_spec(t.tgargs) ->> 'task' as task
     from pg_trigger t
     where t.tgfoid = 'procjobs.enqueue_changed_row()'::regprocedure
       and t.tgparentid = 0
+      and procjobs.change_trigger_spec(t.tgargs) ? 'task'
       and not exists (
         select from pg_trigger o where o.tgrelid = t.tgrelid and o.tgname = procjobs.first_trigger_name(t.tgname)
       )
