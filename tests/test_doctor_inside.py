@@ -392,7 +392,7 @@ def test_a_trigger_that_fits_its_table_or_task_no_more(sql: Sql, found: Callable
     ):
         sql(f"alter table things {change}")
         (trouble,) = found("on change")
-        assert "trigger procjobs_index of things" in trouble and said in trouble
+        assert "trigger procjobs_index of public.things" in trouble and said in trouble
         sql(f"alter table things {undo}")
         assert found("on change") == []
     task("number")

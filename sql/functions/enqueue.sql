@@ -34,9 +34,9 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  perform procjobs.raise_fault(procjobs.option_fault(o.queue, o.scheduled_at, array[o.lock, o.queueing_lock], null, null))
-  from unnest(p_queues, p_locks, p_queueing_locks, p_scheduled_at) as o(queue, lock, queueing_lock, scheduled_at)
-  where o.queue = '' or o.scheduled_at is not null or octet_length(concat(o.lock, o.queueing_lock)) > 1000;
+  perform procjobs.raise_fault(procjobs.option_fault(o.queue, o.scheduled_at, '{}', null, null))
+  from unnest(p_queues, p_scheduled_at) as o(queue, scheduled_at)
+  where o.queue = '' or o.scheduled_at is not null;
 
   if procjobs.tasks_with_rules(p_tasks) then
     return query
@@ -107,8 +107,8 @@ begin
   where t.name = p_task;
   v_queue := coalesce(v_queue, p_queue);
   v_priority := coalesce(v_priority, p_priority);
-  if v_queue = '' or p_scheduled_at is not null or octet_length(concat(p_lock, p_queueing_lock)) > 1000 then
-    perform procjobs.raise_fault(procjobs.option_fault(v_queue, p_scheduled_at, array[p_lock, p_queueing_lock], null, null));
+  if v_queue = '' or p_scheduled_at is not null then
+    perform procjobs.raise_fault(procjobs.option_fault(v_queue, p_scheduled_at, '{}', null, null));
   end if;
 
   if p_options is not null or v_unique then

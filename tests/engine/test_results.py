@@ -55,9 +55,10 @@ async def test_a_deferred_job_is_waited_for_by_itself(app, drain):
 
     jobs = [await give.defer_async(n=2), await give.configure(queue="q").defer_async(n=0)]
     jobs += await give.batch_defer_async({"n": 4})
-    jobs.append(await app.throttle(give, {"n": 5}, key="k", period=60))
     with pytest.raises(JobNotOver):
         await jobs[0].result(timeout=0.05)
+    await drain()
+    jobs.append(await app.throttle(give, {"n": 5}, key="k", period=60))
     await drain()
     assert await jobs[0].result(timeout=10) == 0.5
     with pytest.raises(JobFailed, match="ZeroDivisionError"):
@@ -67,7 +68,10 @@ async def test_a_deferred_job_is_waited_for_by_itself(app, drain):
 
 
 def test_a_job_id_that_travels_leaves_its_app_behind():
-    job = JobId.of(7, results.Results.wait_for)
+    async def nobody(job_id: int, timeout: float | None) -> Outcome:
+        raise JobNotOver(job_id, timeout or 0)
+
+    job = JobId.of(7, nobody)
     job.duplicate = True
     for copy in (pickle.loads(pickle.dumps(job)), deepcopy(job)):
         assert (copy, copy.duplicate, json.dumps(copy)) == (7, True, "7")

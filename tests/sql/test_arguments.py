@@ -84,14 +84,11 @@ def test_what_no_job_may_be_is_refused_from_clients_too(
     assert sql.one("select count(*) from procjobs.jobs") == 1
 
 
-@pytest.mark.parametrize(
-    ("queue", "lock", "scheduled_at", "code"),
-    [("", "l", None, "PJ010"), ("q", "l" * 1001, None, "PJ009"), ("q", "l", "infinity", "PJ009")],
-)
-def test_options_too(refused: Refused, queue: str, lock: str, scheduled_at: str | None, code: str) -> None:
-    refused(code, "select procjobs.enqueue('any', %s, 0, %s, null, %s::timestamptz, '[{}]')", queue, lock, scheduled_at)
-    many = "'{any}', array[%s], '{0}', array[%s], '{null}', array['{}'], array[%s::timestamptz]"
-    refused(code, f"select procjobs.enqueue_jobs({many})", queue, lock, scheduled_at)
+@pytest.mark.parametrize(("queue", "scheduled_at", "code"), [("", None, "PJ010"), ("q", "infinity", "PJ009")])
+def test_options_too(refused: Refused, queue: str, scheduled_at: str | None, code: str) -> None:
+    refused(code, "select procjobs.enqueue('any', %s, 0, null, null, %s::timestamptz, '[{}]')", queue, scheduled_at)
+    many = "'{any}', array[%s], '{0}', '{null}', '{null}', array['{}'], array[%s::timestamptz]"
+    refused(code, f"select procjobs.enqueue_jobs({many})", queue, scheduled_at)
 
 
 @pytest.mark.parametrize("way", WAYS)
