@@ -1,4 +1,4 @@
--- What the history holds, in the words of procjobs.jobs.state. Applied by 0009_history_state.py.
+-- What the history holds, in the words of procjobs.jobs.state. Applied by 0008_history_state.py.
 -- Adding the constraint reads the whole history once.
 
 alter table procjobs.job_history add constraint history_state check (
