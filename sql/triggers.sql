@@ -42,10 +42,10 @@ create trigger pj_check_options
   before insert on public.procrastinate_jobs
   for each row
   when (
-    new.status = 'todo' and current_setting('procjobs.args_checked', true) is distinct from 'on' and (
-      new.queue_name = '' or octet_length(concat(new.lock, new.queueing_lock, new.pj_unique_key)) > 1000
-      or new.scheduled_at is not null or new.pj_max_attempts is not null or new.pj_tags is not null
-      or new.pj_tenant is not null or new.pj_timeout is not null or new.pj_batch is not null
+    current_setting('procjobs.args_checked', true) is distinct from 'on' and (
+      new.queue_name = '' or num_nonnulls(
+        new.scheduled_at, new.lock, new.queueing_lock, new.pj_unique_key, new.pj_max_attempts, new.pj_tags, new.pj_tenant,
+        new.pj_timeout, new.pj_batch) > 0
     )
   )
   execute function procjobs.check_options();

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,6 +63,17 @@ def encode(task_name: str, arguments: JSONDict, dumps: Dumps | None = None) -> s
     return text
 
 
+def encode_all(task_name: str, arguments: Sequence[JSONDict]) -> str | None:
+    """Many arguments as one JSON array, in one go; None when they must be looked at one by one."""
+    try:
+        for given in arguments:
+            _check_shape(task_name, given)
+        text = _strict_dumps(list(arguments))
+    except (TypeError, ValueError, RecursionError, InvalidArguments):
+        return None
+    return text if len(text) <= MAX_BYTES and "\\u0000" not in text else None
+
+
 def _flat(pairs: list[tuple[str, Any]]) -> str:
     """All keys and strings below, in one string: to find a NUL that is not merely an escaped backslash."""
     return "".join(part for pair in pairs for value in pair for part in _strings(value))
@@ -106,17 +117,17 @@ class Signature:
 
     def __init__(self, task: Task[Any, Any, Any]) -> None:
         self._name = task.name
-        self.schema, self._validator = _compile(task)
+        self.schema, self._validator, self._array = _compile(task)
 
     def check(self, text: str) -> None:
         """Refuse arguments (JSON text) that the signature does not take. Raises InvalidArguments."""
         if self._validator is None:
             return
-        from pydantic import ValidationError
-
         try:
             self._validator.validate_json(text, strict=True)
-        except ValidationError as error:
+        except ValueError as error:  # pydantic's ValidationError is one; it is not imported before it is needed
+            if not hasattr(error, "errors"):
+                raise
             errors = error.errors(include_url=False, include_context=False, include_input=False)
             found = problems(self.schema or {}, text, errors)
             raise InvalidArguments(
@@ -124,6 +135,16 @@ class Signature:
                 detail="; ".join(found),
                 hint=f"{self._name} takes {self.describe()}",
             ) from None
+
+    def takes_all(self, text: str) -> bool:
+        """Whether the signature takes each of many arguments (a JSON array)."""
+        if self._array is None:
+            return True
+        try:
+            self._array.validate_json(text, strict=True)
+        except ValueError:
+            return False
+        return True
 
     def describe(self) -> str:
         """The arguments in words: `to, subject, body (optional)`."""
@@ -134,11 +155,12 @@ class Signature:
         return ", ".join(names) or "no arguments"
 
 
-def _compile(task: Task[Any, Any, Any]) -> tuple[dict[str, Any] | None, Any]:
+def _compile(task: Task[Any, Any, Any]) -> tuple[dict[str, Any] | None, Any, Any]:
+    """The schema, and what checks one JSON object, and an array of them."""
     try:
         parameters = list(inspect.signature(task.func).parameters.values())
     except (TypeError, ValueError):
-        return None, None
+        return None, None, None
     if task.pass_context:
         parameters = parameters[1:]
     hints = _hints(task.func)
@@ -154,10 +176,10 @@ def _compile(task: Task[Any, Any, Any]) -> tuple[dict[str, Any] | None, Any]:
             fields[parameter.name] = (annotation, optional)
             if optional and isinstance(parameter.default, str | int | float | bool | None):
                 defaults[parameter.name] = parameter.default
-    schema, adapter = _adapter(task.name, fields, extra)
+    schema, adapter, array = _adapter(task.name, fields, extra)
     for name, default in defaults.items():
         schema["properties"][name]["default"] = default  # what the database shows when it describes the task
-    return schema, adapter
+    return schema, adapter, array
 
 
 def _hints(func: Any) -> dict[str, Any]:
@@ -187,7 +209,7 @@ def _usable(annotation: Any) -> Any:
     return annotation
 
 
-def _adapter(name: str, fields: dict[str, Any], extra: str) -> tuple[dict[str, Any], Any]:
+def _adapter(name: str, fields: dict[str, Any], extra: str) -> tuple[dict[str, Any], Any, Any]:
     from typing import NotRequired
 
     from pydantic import ConfigDict, TypeAdapter
@@ -199,4 +221,5 @@ def _adapter(name: str, fields: dict[str, Any], extra: str) -> tuple[dict[str, A
     )
     shape.__pydantic_config__ = ConfigDict(extra=extra, title=name)  # type: ignore[typeddict-item]
     adapter: Any = TypeAdapter(shape)
-    return adapter.json_schema(), adapter
+    array: Any = TypeAdapter(list[shape])  # type: ignore[valid-type]
+    return adapter.json_schema(), adapter.validator, array.validator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -16,7 +16,7 @@ from procrastinate.testing import InMemoryConnector
 from procrastinate.types import JSONDict
 
 from procjobs.db import call_query
-from procjobs.engine.arguments import Signature, encode
+from procjobs.engine.arguments import Signature, encode, encode_all
 from procjobs.engine.connector import Connector, quicken
 from procjobs.engine.unique import OPTIONS, JobId, Waiter, job_options, seconds
 from procjobs.errors import translate
@@ -78,8 +78,23 @@ class Enqueuer(JobManager):
         """A job's arguments as JSON text. Raises InvalidArguments and its kinds."""
         return self._encoded(job.task_name, [job.task_kwargs])[0]
 
+    def _encoded_array(self, name: str, arguments: Sequence[JSONDict]) -> str:
+        """Checked arguments as one JSON array: many in one go, unless something is wrong with one of them."""
+        if len(arguments) > 1 and self._json_dumps is None:
+            text = encode_all(name, arguments)
+            task = self._tasks.get(name)
+            if text is not None and (task is None or self.signature(task).takes_all(text)):
+                return text
+        return f"[{','.join(self._encoded(name, arguments))}]"
+
+    @property
+    def _json_dumps(self) -> Callable[[Any], str | bytes] | None:
+        """The connector's own serializer, if it has one."""
+        found: Callable[[Any], str | bytes] | None = getattr(self.connector, "_json_dumps", None)
+        return found or self.connector.json_dumps
+
     def _encoded(self, name: str, arguments: Sequence[JSONDict]) -> list[str]:
-        dumps = getattr(self.connector, "_json_dumps", None) or self.connector.json_dumps
+        dumps = self._json_dumps
         texts = [encode(name, given, dumps) for given in arguments]
         task = self._tasks.get(name)
         if task is not None:
@@ -162,7 +177,7 @@ class Enqueuer(JobManager):
             "lock": job.lock,
             "queueing_lock": job.queueing_lock,
             "scheduled_at": job.scheduled_at,
-            "args": f"[{','.join(self._encoded(job.task_name, arguments))}]",
+            "args": self._encoded_array(job.task_name, arguments),
             "options": json.dumps(options) if options else None,
         }
 

@@ -281,6 +281,9 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+  if new.status <> 'todo' then
+    return new;
+  end if;
   perform procjobs.raise_fault(procjobs.option_fault(
     new.queue_name, new.scheduled_at, array[new.lock, new.queueing_lock, new.pj_unique_key], new.pj_max_attempts, new.pj_tags));
   perform procjobs.raise_fault(procjobs.more_option_fault(null, null, null, new.pj_tenant, new.pj_timeout, false));

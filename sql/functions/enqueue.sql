@@ -19,6 +19,16 @@ $$;
 comment on function procjobs.within_limits(text, jsonb) is
   'The arguments, if they are within the limits of all tasks, else the error. Asked only of arguments that are not small at first glance.';
 
+create or replace function procjobs.is_small(p_args jsonb)
+returns boolean
+language sql
+stable
+as $$
+  select jsonb_typeof(p_args) = 'object' and pg_column_size(p_args) <= 500 and octet_length(p_args::text) <= 1000
+$$;
+comment on function procjobs.is_small(jsonb) is
+  'Whether arguments are within all limits at first glance. Without a SET clause, and stable like pg_column_size, so that the planner can inline it.';
+
 create or replace function procjobs.enqueue_jobs(
   p_tasks text[],
   p_queues text[],
@@ -61,10 +71,7 @@ begin
   insert into public.procrastinate_jobs (task_name, queue_name, priority, lock, queueing_lock, args, scheduled_at)
   select
     i.task, i.queue, i.priority, i.lock, i.queueing_lock,
-    case
-      when jsonb_typeof(a) = 'object' and pg_column_size(a) <= 500 and octet_length(a::text) <= 1000 then a
-      else procjobs.within_limits(i.task, a)
-    end,
+    case when procjobs.is_small(a) then a else procjobs.within_limits(i.task, a) end,
     i.scheduled_at
   from unnest(p_tasks, p_queues, p_priorities, p_locks, p_queueing_locks, p_args, p_scheduled_at)
     with ordinality as i(task, queue, priority, lock, queueing_lock, args, scheduled_at, n)
@@ -98,6 +105,10 @@ declare
   v_queue text;
   v_priority integer;
   v_unique boolean;
+  v_args jsonb := p_args;
+  v_arg jsonb;
+  v_id bigint;
+  v_set text;
 begin
   -- What the task's code says may be set otherwise; what this job says itself goes before.
   select case when t.queue = p_queue then s.queue end, case when t.priority = p_priority then s.priority end, t.uniqueness is not null
@@ -117,7 +128,7 @@ begin
     into ids, duplicates
     from procjobs.insert_jobs((
       select jsonb_agg(o.same || jsonb_build_object('args', procjobs.within_limits(p_task, a.args)) order by a.n)
-      from jsonb_array_elements(p_args::jsonb) with ordinality as a(args, n)
+      from jsonb_array_elements(v_args) with ordinality as a(args, n)
       cross join (
         select coalesce(p_options, '{}') || jsonb_strip_nulls(jsonb_build_object(
           'task', p_task, 'queue', v_queue, 'priority', v_priority, 'lock', p_lock, 'queueing_lock', p_queueing_lock,
@@ -127,22 +138,33 @@ begin
     return;
   end if;
 
-  perform set_config('procjobs.args_checked', 'on', true);
+  -- Assigned, not performed, which would start an executor for it; and one job without what only many need.
+  v_set := set_config('procjobs.args_checked', 'on', true);
+  if jsonb_array_length(v_args) = 1 then
+    v_arg := v_args -> 0;
+    if not procjobs.is_small(v_arg) then
+      v_arg := procjobs.within_limits(p_task, v_arg);
+    end if;
+    insert into public.procrastinate_jobs (task_name, queue_name, priority, lock, queueing_lock, args, scheduled_at)
+    values (p_task, v_queue, v_priority, p_lock, p_queueing_lock, v_arg, p_scheduled_at)
+    returning id into v_id;
+    ids := array[v_id];
+    v_set := set_config('procjobs.args_checked', '', true);
+    return;
+  end if;
+
   with new as (
     insert into public.procrastinate_jobs (task_name, queue_name, priority, lock, queueing_lock, args, scheduled_at)
     select
       p_task, v_queue, v_priority, p_lock, p_queueing_lock,
-      case
-        when jsonb_typeof(a) = 'object' and pg_column_size(a) <= 500 and octet_length(a::text) <= 1000 then a
-        else procjobs.within_limits(p_task, a)
-      end,
+      case when procjobs.is_small(a) then a else procjobs.within_limits(p_task, a) end,
       p_scheduled_at
-    from jsonb_array_elements(p_args::jsonb) a
+    from jsonb_array_elements(v_args) a
     returning id
   )
   select array_agg(n.id) into ids
   from new n;
-  perform set_config('procjobs.args_checked', '', true);
+  v_set := set_config('procjobs.args_checked', '', true);
 end
 $$;
 comment on function procjobs.enqueue(text, text, integer, text, text, timestamptz, text, jsonb) is
