@@ -239,7 +239,7 @@ MUTATIONS = [
         (("settle_jobs", f"and j.worker_id = p_worker\n      {_LEASE}", ""),), "I4",
     ),
     Mutation(
-        "claim without row locks", two_claims_at_once, (("take_jobs", "for update skip locked", ""),), "I8",
+        "claim without row locks", two_claims_at_once, (("claim_jobs", "for update skip locked", ""),), "I8",
     ),
     Mutation(
         "no unique index on running locks", two_claims_of_one_lock, (), "I4",
