@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,9 +29,61 @@ def environment(**more: str) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("PROCJOBS_", "PG")) and name != "DATABASE_URL"
+        if not name.startswith(("PROCJOBS_", "PG")) and name not in ("DATABASE_URL", "PYTHONDONTWRITEBYTECODE")
     }
-    return {**kept, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200", **more}
+    return {**kept, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **more}
+
+
+#: Forks what would otherwise spend half a second of processor time on imports. It imports no module of procjobs that
+#: reads the environment when it is imported.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["procjobs.cli", "procrastinate", "psycopg_pool", "psycopg.types.json", "croniter"])
+
+
+def _become(arguments: Sequence[str], env: Mapping[str, str], cwd: Path, out: Path, err: Path) -> None:
+    """In a new process: `procjobs ...` in that folder and environment, with its output at the end of the files."""
+    for number, path in ((1, out), (2, err)):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.path[:0] = [str(cwd)]
+    sys.argv[1:] = arguments
+    runpy.run_module("procjobs", run_name="__main__", alter_sys=True)
+
+
+class Forked:
+    """`procjobs ...` in a process of its own, forked from one that has the libraries; like a subprocess.Popen."""
+
+    def __init__(
+        self, arguments: Sequence[str], env: Mapping[str, str], *, cwd: Path, out: Path, err: Path | None = None
+    ) -> None:
+        self.args = ["procjobs", *arguments]
+        self._process = _FORKS.Process(target=_become, args=(list(arguments), dict(env), cwd, out, err or out))
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid: int = self._process.pid
+
+    def poll(self) -> int | None:
+        """The exit code, -N after signal N; None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, once it has ended. Raises subprocess.TimeoutExpired."""
+        self._process.join(timeout)
+        code = self.poll()
+        if code is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 def procjobs_command(
@@ -36,21 +91,20 @@ def procjobs_command(
     cwd: Path,
     stdin: str | None = None,
     env: Mapping[str, str] | None = None,
-    python: str = sys.executable,
+    python: str | None = None,
     **options: Any,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `procjobs ...` to its end."""
-    return subprocess.run(
-        [python, "-m", "procjobs", *map(str, arguments)],
-        cwd=cwd,
-        env=environment(**(env or {})),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-        **options,
-    )
+    """Run `procjobs ...` to its end: in a forked process, or in a new one if anything is special about it."""
+    texts, variables = [str(argument) for argument in arguments], environment(**(env or {}))
+    if stdin is not None or python is not None or options:
+        return subprocess.run(
+            [python or sys.executable, "-m", "procjobs", *texts],
+            cwd=cwd, env=variables, input=stdin, capture_output=True, text=True, timeout=90, check=False, **options,
+        )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        code = Forked(texts, variables, cwd=cwd, out=out, err=err).wait(90)
+        return subprocess.CompletedProcess(texts, code, out.read_text(), err.read_text())
 
 
 def sentence(ended: subprocess.CompletedProcess[str]) -> str:

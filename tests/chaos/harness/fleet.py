@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.processes import environment
+from tests.processes import Forked, environment
 
 __all__ = ["HEARTBEAT", "LEASE", "Fleet", "Worker", "runs_jobs"]
 
@@ -31,8 +29,7 @@ class Worker:
         #: When it was stopped and continued, as far as somebody did; and when it was killed.
         self.stops: list[tuple[datetime, datetime | None]] = []
         self.killed_at: datetime | None = None
-        with log.open("ab") as output:
-            self.popen = subprocess.Popen(command, env=env, stdout=output, stderr=output, cwd=cwd)
+        self.popen = Forked(command, env, cwd=cwd, out=log)
 
     @property
     def pid(self) -> int:
@@ -137,7 +134,7 @@ class Fleet:
             **variables,
         )
         number = len(self.workers)
-        command = [sys.executable, "-m", "procjobs", "worker", "--app", app, "--name", f"w{number}"]
+        command = ["worker", "--app", app, "--name", f"w{number}"]
         if queues:
             command += ["--queues", queues]
         worker = Worker(command, env, self._folder / f"worker{number}.log", self._folder)
