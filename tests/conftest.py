@@ -1,4 +1,4 @@
-"""What every test stands on: one PostgreSQL a test process, one migrated template, a clone of it for each test.
+"""What every test stands on: one PostgreSQL a test process, one migrated template a run, a clone of it for each test.
 
 PROCJOBS_TEST_PG chooses the server: `embedded` (default); a major version that Debian installed, e.g. `15`; or the
 absolute path of a folder that has `bin/postgres`.
@@ -7,6 +7,7 @@ absolute path of a folder that has `bin/postgres`.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import inspect
 import itertools
 import os
@@ -21,9 +22,6 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
-from psycopg import sql as compose
-from psycopg.conninfo import conninfo_to_dict
-from pytest_postgresql.janitor import DatabaseJanitor
 
 from procjobs.db import Database
 from procjobs.embedded import EmbeddedPostgres
@@ -36,6 +34,7 @@ FAST = {
     "autovacuum": "off",
     "max_wal_size": "1GB",
 }
+TEMPLATE = "migrated"
 _numbers = itertools.count(1)
 
 
@@ -57,8 +56,23 @@ def _bindir() -> Path | None:
     return found
 
 
-def pytest_configure() -> None:
+_RUN = "PROCJOBS_TEST_FOLDER"
+#: Where this run has its data folders: one for all its test processes.
+_run = Path()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    global _run
     _bindir()  # a wrong choice is told once, not by every test
+    if not hasattr(config, "workerinput"):
+        os.environ[_RUN] = tempfile.mkdtemp(prefix="pj-", dir=_roomy())
+        Path(os.environ[_RUN]).chmod(0o711)  # passable for the user that servers run as under root
+    _run = Path(os.environ[_RUN])
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput") and _run.name:
+        shutil.rmtree(_run, ignore_errors=True)
 
 
 def _roomy() -> str:
@@ -70,12 +84,11 @@ def _roomy() -> str:
 
 
 @pytest.fixture(scope="session")
-def folder() -> Iterator[Path]:
+def folder() -> Path:
     """A short path for data folders, passable for the user that servers run as under root."""
-    path = Path(tempfile.mkdtemp(prefix="pj-", dir=_roomy()))
+    path = Path(tempfile.mkdtemp(dir=_run))
     path.chmod(0o711)
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
+    return path
 
 
 #: Servers, processes, outages, wheels and the documentation's examples: left out by `scripts/test --quick`.
@@ -105,12 +118,40 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(here).as_posix().startswith(SLOW):
             item.add_marker(pytest.mark.slow)
+        if {"cluster", "server"}.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.database)
+
+
+def _data(path: Path, name: str = "new", fill: Callable[[EmbeddedPostgres], None] | None = None) -> Path:
+    """A data folder: the first of that name in a run is made and filled, the others are copies of it."""
+    made = _run / name
+    with (_run / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            making = _run / f"{name}.making"
+            if fill is not None:
+                _data(making)
+            with EmbeddedPostgres(making, bindir=_bindir(), server_settings=FAST) as server:
+                if fill is not None:
+                    fill(server)
+            making.rename(made)
+    shutil.copytree(made, path)
+    return path
+
+
+def _migrated(server: EmbeddedPostgres) -> None:
+    dsn = server.create_database(TEMPLATE)
+    migrate(dsn)
+    # What a first connection reads of the catalogs is kept in a file, which every copy of the database gets.
+    psycopg.connect(dsn).close()
 
 
 @pytest.fixture(scope="session")
 def cluster(folder: Path) -> Iterator[EmbeddedPostgres]:
     """The server of this test process. Tests that stop or kill a server use `server`."""
-    with EmbeddedPostgres(folder / "pg", bindir=_bindir(), server_settings=FAST) as running:
+    with EmbeddedPostgres(
+        _data(folder / "pg", "migrated", _migrated), bindir=_bindir(), server_settings=FAST
+    ) as running:
         yield running
 
 
@@ -118,58 +159,51 @@ def cluster(folder: Path) -> Iterator[EmbeddedPostgres]:
 def server(folder: Path) -> Iterator[EmbeddedPostgres]:
     """A server of the test's own, started: to be stopped, killed and started again."""
     settings = {**FAST, "synchronous_commit": "on"}  # what was acknowledged is there after a kill -9 of the server
-    with EmbeddedPostgres(folder / f"own{next(_numbers)}", bindir=_bindir(), server_settings=settings) as running:
+    path = _data(folder / f"own{next(_numbers)}")
+    with EmbeddedPostgres(path, bindir=_bindir(), server_settings=settings) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def template(cluster: EmbeddedPostgres) -> str:
     """The name of a migrated database that nobody connects to."""
-    migrate(cluster.create_database("migrated"))
-    return "migrated"
+    return TEMPLATE
 
 
-class Janitor(DatabaseJanitor):
-    """pytest-postgresql's, on our own server: its `postgresql_proc` does not run as root."""
-
-    def _build_create_database_sql(self) -> compose.Composed:
-        # Copying files takes a fifth of the time of copying through the WAL, the default since 15.
-        query = super()._build_create_database_sql()
-        with self.cursor() as cursor:
-            recent = cursor.connection.info.server_version >= 150000
-        return query + compose.SQL(" strategy file_copy") if recent else query
+@pytest.fixture(scope="session")
+def maintenance(cluster: EmbeddedPostgres) -> Iterator[psycopg.Connection[Any]]:
+    """The connection over which databases are made and dropped."""
+    with psycopg.connect(cluster.dsn(), autocommit=True) as connection:
+        yield connection
 
 
 class Databases:
     """Databases of the shared server, dropped after the test."""
 
-    def __init__(self, cluster: EmbeddedPostgres) -> None:
+    def __init__(self, cluster: EmbeddedPostgres, maintenance: psycopg.Connection[Any]) -> None:
         self._cluster = cluster
-        self._where = conninfo_to_dict(cluster.dsn())
-        self._made: list[Janitor] = []
+        self._maintenance = maintenance
+        self._made: list[str] = []
 
     def make(self, template: str = "template0") -> str:
         """A new database, a copy of `template`; returns its DSN."""
-        janitor = Janitor(
-            user=str(self._where["user"]),
-            host=str(self._where["host"]),
-            port=str(self._where["port"]),
-            dbname=f"test{next(_numbers)}",
-            template_dbname=template,
-        )
-        janitor.init()
-        self._made.append(janitor)
-        return self._cluster.dsn(janitor.dbname)
+        name = f"test{next(_numbers)}"
+        query = f"create database {name} template {template}"
+        if self._maintenance.info.server_version >= 150000:
+            query += " strategy file_copy"  # less work than copying through the WAL, the default since 15
+        self._maintenance.execute(query.encode())
+        self._made.append(name)
+        return self._cluster.dsn(name)
 
     def drop(self) -> None:
-        for janitor in self._made:
-            janitor.drop()
+        for name in self._made:
+            self._maintenance.execute(f"drop database if exists {name} with (force)".encode())
 
 
 @pytest.fixture
-def databases(cluster: EmbeddedPostgres) -> Iterator[Databases]:
+def databases(cluster: EmbeddedPostgres, maintenance: psycopg.Connection[Any]) -> Iterator[Databases]:
     """Makes further databases: `databases.make()` is empty, `databases.make(template)` is migrated."""
-    made = Databases(cluster)
+    made = Databases(cluster, maintenance)
     yield made
     made.drop()
 

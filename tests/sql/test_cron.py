@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 import psycopg
 import pytest
@@ -16,9 +17,9 @@ from .conftest import Sql
 
 
 @pytest.fixture(scope="module")
-def database(cluster: EmbeddedPostgres, template: str) -> Iterator[conftest.Sql]:
+def database(cluster: EmbeddedPostgres, maintenance: psycopg.Connection[Any], template: str) -> Iterator[conftest.Sql]:
     """One database for all of these tests: nothing here writes."""
-    databases = conftest.Databases(cluster)
+    databases = conftest.Databases(cluster, maintenance)
     queries = conftest.Sql(databases.make(template))
     yield queries
     queries.connection.close()
