@@ -34,7 +34,7 @@ ABOUT = dict.fromkeys(
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def databases(cluster):
     made = Databases(cluster.dsn())
     yield made
@@ -43,14 +43,21 @@ def databases(cluster):
 
 @pytest.fixture
 def clone(databases):
-    """A database with our schema."""
+    """A database with our schema, which is made once."""
     template = databases.template("ours", lambda dsn: prepare(Environments(), OURS, dsn))
     with databases.clone(template) as dsn:
         yield dsn
 
 
+def names(cluster):
+    """The databases that there are."""
+    with psycopg.connect(cluster.dsn()) as connection:
+        return {name for (name,) in connection.execute("select datname from pg_database").fetchall()}
+
+
 def test_a_run_sets_ours_beside_stock_and_saves_the_figures(cluster, monkeypatch, tmp_path):
     small = [Contender(STOCK, 10, 1, 600), Contender(PROCJOBS, 500, 2, 600)]
+    before = names(cluster)
     monkeypatch.setattr(running, "CONTENDERS", small)
     monkeypatch.setattr("procjobs.bench.report.CONTENDERS", small)
     saved, page = tmp_path / "figures.json", tmp_path / "page.md"
@@ -77,9 +84,7 @@ def test_a_run_sets_ours_beside_stock_and_saves_the_figures(cluster, monkeypatch
     assert "old" not in page.read_text()
     assert f"| {small[1].name} |" in page.read_text()
     assert (tmp_path / "images" / "benchmark.svg").exists()
-    with psycopg.connect(cluster.dsn()) as connection:
-        left = connection.execute("select datname from pg_database where datname like 'procjobs_bench%'").fetchall()
-    assert left == []
+    assert names(cluster) == before
 
 
 def test_only_what_is_acknowledged_counts(clone, monkeypatch):
@@ -118,20 +123,15 @@ def test_plain_functions_run_in_threads_and_in_processes(clone, task):
 
 
 @pytest.mark.parametrize("shape", [s for s in SHAPES if s.fill or s.backlog], ids=lambda shape: shape.name)
-def test_a_shape_leaves_what_is_measured_alone(databases, monkeypatch, shape):
+def test_a_shape_leaves_what_is_measured_alone(clone, shape):
     """With a hundredth of the others."""
     fill = shape.fill.replace("1, 1000000)", "1, 10000)").replace("1, 10000)", "1, 1000)")
-
-    def filled(dsn):
-        prepare(Environments(), OURS, dsn)
-        with psycopg.connect(dsn, autocommit=True) as connection:
-            connection.execute(fill.encode())
-
-    with databases.clone(databases.template("shape", filled)) as dsn:
-        done = drain(Environments(), OURS, replace(shape, fill=fill), dsn, 300)
-        assert done.acknowledged >= 300
-        if "one lock" in shape.name:
-            assert done.beside > 0
+    with psycopg.connect(clone, autocommit=True) as connection:
+        connection.execute(fill.encode())
+    done = drain(Environments(), OURS, replace(shape, fill=fill), clone, 300)
+    assert done.acknowledged >= 300
+    if "one lock" in shape.name:
+        assert done.beside > 0
 
 
 def test_a_held_transaction_is_held_while_jobs_run(clone):
