@@ -16,12 +16,16 @@ import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
+from psycopg import sql as compose
+from psycopg.conninfo import conninfo_to_dict
+from pytest_postgresql.janitor import DatabaseJanitor
 
 from procjobs.db import Database
 from procjobs.embedded import EmbeddedPostgres
@@ -177,27 +181,46 @@ def maintenance(cluster: EmbeddedPostgres) -> Iterator[psycopg.Connection[Any]]:
         yield connection
 
 
+class Janitor(DatabaseJanitor):
+    """pytest-postgresql's, on our own server (whose own does not run as root), over one kept connection."""
+
+    def __init__(self, maintenance: psycopg.Connection[Any], **options: Any) -> None:
+        super().__init__(**options)
+        self._maintenance = maintenance
+
+    @contextmanager
+    def cursor(self, dbname: str | None = None) -> Iterator[psycopg.Cursor[Any]]:
+        with self._maintenance.cursor() as cursor:
+            yield cursor
+
+    def _build_create_database_sql(self) -> compose.Composed:
+        # Copying files is less work than copying through the WAL, the default since 15.
+        query = super()._build_create_database_sql()
+        recent = self._maintenance.info.server_version >= 150000
+        return query + compose.SQL(" strategy file_copy") if recent else query
+
+
 class Databases:
     """Databases of the shared server, dropped after the test."""
 
     def __init__(self, cluster: EmbeddedPostgres, maintenance: psycopg.Connection[Any]) -> None:
         self._cluster = cluster
         self._maintenance = maintenance
-        self._made: list[str] = []
+        where = conninfo_to_dict(cluster.dsn())
+        self._where = {key: str(where[key]) for key in ("user", "host", "port")}
+        self._made: list[Janitor] = []
 
     def make(self, template: str = "template0") -> str:
         """A new database, a copy of `template`; returns its DSN."""
         name = f"test{next(_numbers)}"
-        query = f"create database {name} template {template}"
-        if self._maintenance.info.server_version >= 150000:
-            query += " strategy file_copy"  # less work than copying through the WAL, the default since 15
-        self._maintenance.execute(query.encode())
-        self._made.append(name)
+        janitor = Janitor(self._maintenance, dbname=name, template_dbname=template, **self._where)
+        janitor.init()
+        self._made.append(janitor)
         return self._cluster.dsn(name)
 
     def drop(self) -> None:
-        for name in self._made:
-            self._maintenance.execute(f"drop database if exists {name} with (force)".encode())
+        for janitor in self._made:
+            janitor.drop()
 
 
 @pytest.fixture

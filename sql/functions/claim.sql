@@ -400,7 +400,6 @@ declare
   v_queues text[] := p_queues;
   v_context record;
   v_started bigint[];
-  v_count integer := 0;
 begin
   -- In one look, since a claim of a few jobs must be quick.
   select
@@ -429,7 +428,7 @@ begin
     v_queues := procjobs.ready_queues();
   end if;
 
-  -- Most claims find one queue, in which jobs need no judging: no lock, a task that is known and not paused, no limits.
+  -- Most claims find one queue whose next jobs need no judging: no lock, a task that is known and not paused, no limits.
   if cardinality(v_queues) = 1 and not v_context.limited and v_queues[1] <> all (v_context.special) then
     return query
     with taken as (
@@ -441,20 +440,25 @@ begin
           pj_deadline = v_now + coalesce(j.pj_timeout, (v_context.timeouts ->> j.task_name)::interval),
           pj_limits = null
       where j.id = any (array(
-        select plain.id
+        select judged.id
         from (
-          select c.id, c.lock, c.task_name
-          from public.procrastinate_jobs c
-          where c.status = 'todo'
-            and c.pj_waits_for is null
-            and c.queue_name = v_queues[1]
-          order by c.priority desc, c.id
-          limit p_max_jobs
-          for update skip locked
-        ) plain
-        where plain.lock is null
-          and plain.task_name = any (v_context.tasks)
-          and plain.task_name <> all (v_context.paused)
+          select
+            front.id,
+            bool_and(
+              front.lock is null and front.task_name = any (v_context.tasks) and front.task_name <> all (v_context.paused)
+            ) over () as all_plain
+          from (
+            select c.id, c.lock, c.task_name
+            from public.procrastinate_jobs c
+            where c.status = 'todo'
+              and c.pj_waits_for is null
+              and c.queue_name = v_queues[1]
+            order by c.priority desc, c.id
+            limit p_max_jobs
+            for update skip locked
+          ) front
+        ) judged
+        where judged.all_plain
       ))
       returning j.*
     )
@@ -464,8 +468,7 @@ begin
       s.pj_max_attempts, extract(epoch from s.pj_deadline - v_now)::double precision
     from taken s
     order by s.priority desc, s.id;
-    get diagnostics v_count = row_count;
-    if v_count = p_max_jobs or not exists (
+    if found or not exists (
       select
       from public.procrastinate_jobs j
       where j.status = 'todo'
@@ -479,7 +482,7 @@ begin
   end if;
 
   -- Only when it is done: rows that were returned would stay returned if the pass that took them is undone.
-  v_started := procjobs.claim_judged(p_worker, p_queues, p_max_jobs - v_count, v_context.tasks, v_context.timeouts);
+  v_started := procjobs.claim_judged(p_worker, p_queues, p_max_jobs, v_context.tasks, v_context.timeouts);
   if v_started <> '{}' then
     return query
     select

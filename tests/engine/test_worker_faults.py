@@ -47,12 +47,17 @@ def fail_with(name: str) -> None:
 
 def fork_and_terminate() -> None:
     """What multiprocessing.Pool does to its processes when it is done, where it forks."""
+    heard, told = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forking while there are threads
         child = os.fork()
     if child == 0:
+        os.write(told, b".")
         time.sleep(60)
         os._exit(0)
+    os.read(heard, 1)  # before, Python would drop the signal as one of the parent's
+    os.close(heard)
+    os.close(told)
     os.kill(child, signal.SIGTERM)
     _, ended = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(ended) == -signal.SIGTERM

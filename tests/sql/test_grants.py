@@ -171,7 +171,7 @@ def test_other_functions_pin_their_path_too_unless_they_are_to_be_inlined(sql: S
              and not coalesce(p.proconfig @> array['search_path=pg_catalog, pg_temp'], false)
            order by 1"""
     )
-    assert loose == [("clock",), ("cron_next",), ("is_plain",), ("limit_key",), ("limit_room",)]
+    assert loose == [("clock",), ("cron_next",), ("is_plain",), ("is_small",), ("limit_key",), ("limit_room",)]
 
 
 def test_what_runs_with_the_owners_rights_is_an_entry_point_of_some_role(sql: Sql) -> None:
