@@ -6,7 +6,7 @@ declare
   v_object text;
 begin
   for v_object in
-    select format('view %s', oid::regclass)
+    select format('view if exists %s', oid::regclass)  -- one may have gone with another that it reads
     from pg_class
     where relnamespace = 'procjobs'::regnamespace
       and relkind = 'v'
@@ -15,7 +15,7 @@ begin
   end loop;
 
   for v_object in
-    select format('%s %s', case prokind when 'p' then 'procedure' else 'function' end, oid::regprocedure)
+    select format('%s if exists %s', case prokind when 'p' then 'procedure' else 'function' end, oid::regprocedure)
     from pg_proc
     where pronamespace = 'procjobs'::regnamespace
   loop

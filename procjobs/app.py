@@ -22,6 +22,7 @@ from procjobs.engine.periodic import Cron
 from procjobs.engine.results import Outcome, Results
 from procjobs.engine.retry import seconds_of
 from procjobs.engine.scheduler import Scheduler
+from procjobs.engine.schedules import Schedules, declare
 from procjobs.engine.supervision import stop_signals
 from procjobs.engine.unique import JobId, Unique
 from procjobs.engine.worker import Worker
@@ -95,6 +96,25 @@ class Blueprint(blueprints.Blueprint):
         """
         return super().periodic(cron=Cron(cron, timezone), periodic_id=periodic_id, **configure)
 
+    def schedule(self, cron: str | None = None, *, name: str | None = None, **options: Any) -> Any:
+        """Enqueue a task again and again. Stands above @app.task, any number of times.
+
+            @app.schedule("0 9 * * *", timezone="Europe/Paris")
+            @app.task
+            async def report() -> None: ...
+
+        cron:    five fields, or six with the seconds first; or instead `every`, seconds or a timedelta.
+        name:    default: the task's. A second schedule of a task needs one.
+        options: timezone, args, queue, priority, tenant, tags, max_attempts, timeout, lock, queueing_lock, anchor,
+                 jitter, misfire, misfire_window, catch_up, grace, overlap, group, description, enabled: as
+                 procjobs.schedule has them.
+
+        A task with an argument `slot` (text) or `timestamp` (epoch seconds) is told its slot. What an administrator
+        changes in SQL stays until the code says something else than before. What cannot be is logged when a worker
+        starts, and left out.
+        """
+        return declare(name, {"cron": cron, **options})
+
     def _register_task(self, task: Task[Any, Any, Any]) -> None:
         super()._register_task(task)
         adopt(task)
@@ -152,6 +172,8 @@ class App(Blueprint, procrastinate.App):
         self._database: Database | None = None
         self._resources: dict[str, Any] = {}
         self._building = asyncio.Lock()
+        #: Schedules by hand: `await app.schedules.run_now("nightly")`.
+        self.schedules = Schedules(self.database)
 
     @property
     def settings(self) -> Settings:
@@ -348,10 +370,11 @@ class App(Blueprint, procrastinate.App):
         finally:
             await self.close_resources()
 
-    async def run_scheduler_async(self, *, install_signal_handlers: bool = True) -> None:
-        """Keep time without running a job, until SIGTERM, SIGINT or cancelled: upkeep and periodic tasks.
+    async def run_scheduler_async(self, *, install_signal_handlers: bool = True, **options: Any) -> None:
+        """Keep time without running a job, until SIGTERM, SIGINT or cancelled: upkeep and schedules.
 
         Workers do the same beside their jobs: this is for fleets that scale to zero, or whose workers are all busy.
+        options: name, heartbeat_every and lease (seconds).
         """
         if not isinstance(self.connector, procrastinate.PsycopgConnector):
             raise SettingsError(
@@ -359,7 +382,7 @@ class App(Blueprint, procrastinate.App):
                 hint="make the App with a DSN or a procrastinate.PsycopgConnector",
             )
         self.perform_import_paths()  # type: ignore[no-untyped-call]
-        scheduler = Scheduler(self, self.target)
+        scheduler = Scheduler(self, self.target, **options)
         with stop_signals(scheduler.stop) if install_signal_handlers else contextlib.nullcontext():
             await scheduler.run()
 

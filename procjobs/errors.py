@@ -18,6 +18,7 @@
      |    +-- HostBindingMissing    PJ012
      |    +-- InvalidTrigger        PJ013
      |    +-- InvalidCron           PJ014
+     |    +-- ScheduleNotFound      PJ015
      |    +-- UnknownRecipient      PJ020
      |    +-- UnknownGroup          PJ021
      |    +-- UnknownUpdate         PJ022
@@ -62,6 +63,7 @@ __all__ = [
     "JobTimeout",
     "MigrationError",
     "ProcjobsError",
+    "ScheduleNotFound",
     "ServerError",
     "SettingsError",
     "UnknownGroup",
@@ -244,6 +246,12 @@ class InvalidCron(DatabaseError):
     """A cron expression that cannot be read or never fires, or a time zone that is not known."""
 
     code = "PJ014"
+
+
+class ScheduleNotFound(DatabaseError):
+    """No schedule has this name."""
+
+    code = "PJ015"
 
 
 class UnknownRecipient(DatabaseError):

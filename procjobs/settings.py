@@ -1,8 +1,8 @@
 """Settings: one frozen object, from defaults < procjobs.toml < environment < flags.
 
 A field `smtp_host` is `PROCJOBS_SMTP_HOST` in the environment and `smtp_host = "..."`, or `host` in the table `[smtp]`,
-in procjobs.toml. `DATABASE_URL` means `dsn`. A flag of None is one that was not given. An empty environment variable is
-one that is not set.
+in procjobs.toml. `DATABASE_URL` means `dsn`; `CRON_TIMEZONE` and `ENABLE_...` go without `PROCJOBS_`, too. A flag of
+None is one that was not given. An empty environment variable is one that is not set.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -85,6 +86,23 @@ def _seconds(low: float, high: float) -> Reader:
         return seconds
 
     return read
+
+
+_SWITCHES = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
+def _switch(value: Any) -> bool:
+    found = _SWITCHES.get(str(value).strip().lower())
+    if found is None:
+        raise ValueError("write true or false")
+    return found
+
+
+def _word(value: Any) -> str:
+    found = _text(value).strip()
+    if not re.fullmatch(r"[\w.-]{1,64}", found):
+        raise ValueError("write a word, e.g. staging")
+    return found
 
 
 def _one_of(*choices: str) -> Reader:
@@ -161,6 +179,14 @@ class Settings:
         "archive", _one_of("archive", "keep", "delete"), "Where finished jobs go"
     )
 
+    environment: str | None = _setting(None, _word, "Which [environments.NAME.schedules] of procjobs.toml hold")
+    cron_timezone: str | None = _setting(None, _text, "Time zone of schedules that name none")
+    enable_email_queue_job: bool | None = _setting(None, _switch, "Whether schedules of the group email_queue fire")
+    enable_cleanup_jobs: bool | None = _setting(None, _switch, "Whether schedules of the group cleanup fire")
+    enable_payment_reminders: bool | None = _setting(
+        None, _switch, "Whether schedules of the group payment_reminders fire"
+    )
+
     smtp_host: str | None = _setting(None, _text, "Mail server")
     smtp_port: int = _setting(25, _whole(1, 65535), "Port of the mail server")
     smtp_user: str | None = _setting(None, _text, "User at the mail server")
@@ -183,6 +209,20 @@ class Settings:
 
     user_token: str | None = _setting(None, _text, "Token of an ordinary user of the web pages", secret=True)
     admin_token: str | None = _setting(None, _text, "Token of an administrator of the web pages", secret=True)
+
+    def file_schedules(
+        self, *, config: Path | None = None, environ: Mapping[str, str] | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """The schedules of procjobs.toml by name: [schedules.NAME] and, over that, those of `environment`.
+
+        Times are texts. Raises SettingsError.
+        """
+        path, content = _read_file(config, os.environ if environ is None else environ)
+        found = _schedules_of(path, content, self.environment)
+        return {
+            name: {word: value.isoformat() if isinstance(value, date) else value for word, value in words.items()}
+            for name, words in found.items()
+        }
 
     @property
     def url(self) -> str:
@@ -226,25 +266,60 @@ class Settings:
         return _checked(cls(), given)
 
 
+#: Settings whose variable has a name without PROCJOBS_, too.
+_ALSO = {
+    "DATABASE_URL": "dsn",
+    "CRON_TIMEZONE": "cron_timezone",
+    "ENABLE_EMAIL_QUEUE_JOB": "enable_email_queue_job",
+    "ENABLE_CLEANUP_JOBS": "enable_cleanup_jobs",
+    "ENABLE_PAYMENT_REMINDERS": "enable_payment_reminders",
+}
+#: Tables of procjobs.toml that are no settings.
+_SCHEDULES, _ENVIRONMENTS = "schedules", "environments"
+
+
 def _by_name() -> dict[str, Field[Any]]:
     return {item.name: item for item in fields(Settings)}
 
 
 def _of_file(config: Path | None, environ: Mapping[str, str]) -> Iterator[tuple[str, tuple[Any, str]]]:
+    path, content = _read_file(config, environ)
+    for name, value in _flat({key: content[key] for key in content if key not in (_SCHEDULES, _ENVIRONMENTS)}):
+        if name in {"data", "host_sql"} and isinstance(value, str):
+            value = path.parent / Path(value).expanduser()  # where the file lies, wherever one stands
+        yield name, (value, str(path))
+
+
+def _read_file(config: Path | None, environ: Mapping[str, str]) -> tuple[Path, dict[str, Any]]:
+    """The file that holds here and what is in it; nothing without one."""
     named = config or (Path(environ["PROCJOBS_CONFIG"]) if environ.get("PROCJOBS_CONFIG") else None)
     path = named or Path(FILE)
     if named is None and not path.is_file():
-        return
+        return path, {}
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        return path, tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error.strerror}", hint="procjobs init writes one") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not TOML: {error}", hint="procjobs init writes an example") from error
-    for name, value in _flat(content):
-        if name in {"data", "host_sql"} and isinstance(value, str):
-            value = path.parent / Path(value).expanduser()  # where the file lies, wherever one stands
-        yield name, (value, str(path))
+
+
+def _schedules_of(path: Path, content: Mapping[str, Any], environment: str | None) -> dict[str, dict[str, Any]]:
+    """[schedules.NAME], and over that [environments.ENVIRONMENT.schedules.NAME]."""
+    places = [("schedules", content.get(_SCHEDULES, {}))]
+    if environment is not None:
+        chosen = content.get(_ENVIRONMENTS, {}).get(environment, {})
+        places.append((f"environments.{environment}.schedules", chosen.get(_SCHEDULES, {})))
+    found: dict[str, dict[str, Any]] = {}
+    for place, table in places:
+        for name, words in table.items():
+            if not isinstance(words, dict):
+                raise SettingsError(
+                    f"{place} in {path}: {name} is not a table",
+                    hint=f'write [{place}.{name}] and below it cron = "..."',
+                )
+            found[name] = {**found.get(name, {}), **words}
+    return found
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -257,8 +332,9 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _of_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, tuple[Any, str]]]:
-    if environ.get("DATABASE_URL"):
-        yield "dsn", (environ["DATABASE_URL"], "DATABASE_URL")
+    for variable, name in _ALSO.items():
+        if environ.get(variable):
+            yield name, (environ[variable], variable)
     for name in _by_name():
         variable = f"PROCJOBS_{name.upper()}"
         if environ.get(variable):

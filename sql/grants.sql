@@ -78,7 +78,7 @@ begin
       rescue_jobs, upkeep, ensure_history_partitions, delete_old_jobs,
       defer, defer_many, debounce, throttle, enqueue, enqueue_jobs, create_batch, seal_batch,
       enqueue_notification_job, check_arguments, job_status, clock, may_set_clock,
-      defer_periodic, last_periodic, due_periodic,
+      defer_periodic, last_periodic, due_periodic, tick, tick_schedules, declare_schedules, apply_environment, register_scheduler,
       begin_delivery, finish_delivery,
       report_progress, job_result, job_outcome, await_job
     }'),
@@ -86,11 +86,14 @@ begin
       doctor, doctor_server, doctor_horizon, doctor_logins, doctor_tables, doctor_fleet, explain_claim, claim_plans, say_span,
       list_limits, list_batches, list_tasks, why_not_running, job_timeline, list_jobs, job_report, list_queues, list_workers, job_status,
       may_see_arguments, late_note, say_time, raise_job_not_found, clock, may_set_clock,
-      list_retention, list_retention_passes, list_dead_groups, list_dead_letters, jobs_as_of, job_transitions
+      list_retention, list_retention_passes, list_dead_groups, list_dead_letters, jobs_as_of, job_transitions,
+      preview_schedule, list_schedules, list_schedule_history, list_alerts, cron_timezone, schedule_hold
     }'),
     ('procjobs_admin', '{
       set_limit, drop_limit, set_queue, set_task, reset_task, pause_task, resume_task, edit_job, cancel_jobs, retry_jobs, discard_jobs,
-      set_retention, drop_retention, run_retention, redrive, purge_dead_letters, cancel, retry, pause_queue, resume_queue
+      set_retention, drop_retention, run_retention, redrive, purge_dead_letters, cancel, retry, pause_queue, resume_queue,
+      schedule, schedule_for, unschedule, pause_schedule, resume_schedule, run_now, backfill, set_schedule_group, set_cron_timezone,
+      declare_schedules, tick, close_alert, set_backlog_alert
     }'),
     -- They read no table and run with their caller's rights: what they are made of is granted too.
     ('procjobs_producer', v_cron),
@@ -111,7 +114,7 @@ begin
 
   for v_role, v_names in values
     ('procjobs_producer', '{tasks}'),
-    ('procjobs_reader', '{limit_use, task_policies, bulk_log, jobs, batches, dead_letters, dead_letter_groups, retention, retention_passes, attempts, actions, queues, workers, tasks}'),
+    ('procjobs_reader', '{limit_use, task_policies, bulk_log, jobs, batches, dead_letters, dead_letter_groups, retention, retention_passes, attempts, actions, queues, workers, tasks, schedule_list, schedule_history, schedule_stats, schedule_group_list, schedulers, alerts}'),
     ('procjobs_admin', '{notification_jobs, notification_delivery_logs}')
   loop
     continue when to_regrole(v_role) is null;

@@ -103,6 +103,8 @@ SLOW = (
     "chaos/",
     "packs/test_delivery",
     "sql/test_cron_oracle",
+    "sql/test_schedules_many",
+    "sql/test_schedules_month",
     "web/",
     "test_cli",
     "test_docs",

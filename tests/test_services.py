@@ -181,7 +181,7 @@ def test_a_scheduler_keeps_time_without_a_worker_and_ends_with_0(
     wait_for(lambda: sql("select 1 from procjobs.jobs where task = 'tick'"))
     code, said = end(scheduler, number)
     assert code == 0 and "Traceback" not in said
-    assert "scheduler started, 1 periodic tasks" in said and "scheduler stopped" in said
+    assert "scheduler started, its code declares 1 schedules" in said and "scheduler stopped" in said
 
 
 @pytest.mark.parametrize(

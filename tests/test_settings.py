@@ -80,6 +80,9 @@ class TestPlaces:
             "log_format": "json",
             "queues": "a,b",
             "lease": "61",
+            "enable_email_queue_job": "true",
+            "enable_cleanup_jobs": "true",
+            "enable_payment_reminders": "true",
         }
         environ = {
             f"PROCJOBS_{field.name.upper()}": samples.get(field.name, "7" if field.default is not None else "some")
@@ -199,3 +202,33 @@ def test_the_template_of_init_names_every_setting() -> None:
     names = {name for name, value in content.items() if not isinstance(value, dict)}
     names |= {f"{table}_{name}" for table, value in content.items() if isinstance(value, dict) for name in value}
     assert {field.name for field in dataclasses.fields(Settings)} - names == {"user_token", "admin_token"}
+
+
+class TestSchedules:
+    def test_the_environment_has_short_names_too(self) -> None:
+        settings = load(
+            {"CRON_TIMEZONE": "Europe/Paris", "ENABLE_CLEANUP_JOBS": "false", "ENABLE_EMAIL_QUEUE_JOB": "1"}
+        )
+        assert settings.cron_timezone == "Europe/Paris"
+        assert settings.enable_cleanup_jobs is False and settings.enable_email_queue_job is True
+        assert settings.enable_payment_reminders is None
+        assert load({"CRON_TIMEZONE": "a", "PROCJOBS_CRON_TIMEZONE": "b"}).cron_timezone == "b"
+        with pytest.raises(SettingsError, match="write true or false"):
+            load({"ENABLE_CLEANUP_JOBS": "perhaps"})
+
+    def test_they_are_no_settings_and_an_environment_goes_over_the_others(self) -> None:
+        toml(
+            'port = 1\n[schedules.a]\ntask = "t"\ncron = "@daily"\nanchor = 2030-01-01T00:00:00Z\n'
+            "[environments.staging.schedules.a]\nenabled = false\n[environments.staging.schedules.b]\nevery = 60\n"
+        )
+        a = {"task": "t", "cron": "@daily", "anchor": "2030-01-01T00:00:00+00:00"}
+        assert load().port == 1
+        assert load().file_schedules(environ={}) == {"a": a}
+        staging = load({"PROCJOBS_ENVIRONMENT": "staging"})
+        assert staging.file_schedules(environ={}) == {"a": {**a, "enabled": False}, "b": {"every": 60}}
+        assert load(environment="other").file_schedules(environ={}) == {"a": a}
+
+    def test_what_is_no_table_is_told_with_its_place(self) -> None:
+        toml('[schedules]\na = "@daily"\n')
+        with pytest.raises(SettingsError, match=r"schedules in .*procjobs\.toml: a is not a table"):
+            load().file_schedules(environ={})

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import click
 
 from procjobs import __version__
-from procjobs.cli import dead, jobs, limits, mail, queues, retention, services, setup, tasks, tools
+from procjobs.cli import dead, jobs, limits, mail, queues, retention, schedules, services, setup, tasks, tools
 
 __all__ = ["cli", "main"]
 
@@ -38,6 +38,7 @@ class Sections(click.Group):
                 mail.mail,
             ),
         ),
+        ("Schedules", (schedules.schedules, schedules.run, schedules.alerts)),
         ("Tools", (tools.psql, tools.bench, tools.completion)),
     )
 

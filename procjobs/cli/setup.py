@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from procjobs.cli.database import database_options, dsn_of, load_settings
+from procjobs.cli.database import database_options, dsn_of, load_settings, run
 from procjobs.cli.output import json_option, print_json
+
+if TYPE_CHECKING:
+    from procjobs.settings import Settings
 
 __all__ = ["check", "init", "migrate"]
 
@@ -55,7 +59,25 @@ def migrate(dsn: str | None, data: str | None) -> None:
         click.echo(f"adopted the Procrastinate in schema {report.upstream_schema}; every job was kept")
     for note in report.notes:
         click.echo(f"note: {note}")
+    _tell_schedules(settings)
     click.echo(f"{'migrated to' if report.changed else 'nothing to do, the database is at'} revision {report.revision}")
+
+
+def _tell_schedules(settings: Settings) -> None:
+    """What the environment and procjobs.toml say of schedules."""
+    from procjobs.db import Link, Target
+    from procjobs.engine.schedules import apply_settings
+
+    async def tell() -> None:
+        link = Link(Target(dsn_of(settings)), "procjobs migrate")
+        try:
+            for name, _, fault in await apply_settings(link, settings):
+                if fault is not None:
+                    click.echo(f"note: schedule {name} is left out: {fault}")
+        finally:
+            await link.close()
+
+    run(tell())
 
 
 @click.command(short_help="Compare the database with this version.")

@@ -47,14 +47,15 @@ def run_scheduler(settings: Settings, *, builtin: bool) -> int:
     """
     from procjobs.engine.supervision import run_to_its_end
 
-    run_to_its_end(_keep_time(load_app(settings, builtin=builtin)))
+    options = {"heartbeat_every": settings.heartbeat_interval, "lease": settings.lease}
+    run_to_its_end(_keep_time(load_app(settings, builtin=builtin), options))
     return 0
 
 
-async def _keep_time(app: App) -> None:
+async def _keep_time(app: App, options: dict[str, Any]) -> None:
     await _say_what_keeps_us_out(app)
     async with app.open_async():
-        await app.run_scheduler_async()
+        await app.run_scheduler_async(**options)
 
 
 async def _work(app: App, options: dict[str, Any]) -> None:

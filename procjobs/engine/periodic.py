@@ -1,26 +1,27 @@
-"""`@app.periodic` tasks: each slot once over the fleet, in the task's own time zone, and one bad cron harms nobody."""
+"""Procrastinate's `@app.periodic` as schedules: each slot once over the fleet, in the task's own time zone."""
 
 from __future__ import annotations
 
-import asyncio
+import json
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from procrastinate import exceptions
-from procrastinate.periodic import PeriodicRegistry, PeriodicTask
+from procrastinate.periodic import PeriodicTask
 
-from procjobs.db import call_query
-from procjobs.errors import DatabaseUnavailable
+from procjobs.engine.enqueue import Enqueuer
 
-__all__ = ["Cron", "Due", "Periodic", "seconds_first"]
+if TYPE_CHECKING:
+    from procrastinate import App
+
+__all__ = ["Cron", "Periodic", "describe_periodic", "seconds_first"]
 
 logger = logging.getLogger("procjobs.worker")
 
-_LONGEST_SLEEP = 60.0
-_DUE = call_query("due_periodic", ["p_tasks", "p_periodic_ids", "p_crons", "p_timezones", "p_since", "p_max_delay"])
-
-Key = tuple[str, str]
+#: Seconds for which Procrastinate catches slots up.
+MAX_DELAY = 600.0
+#: What the row of a schedule says and Procrastinate's decorator has.
+_OPTIONS = ("queue", "priority", "lock", "queueing_lock")
 
 
 class Cron(str):
@@ -41,108 +42,61 @@ def seconds_first(cron: str) -> str:
     return " ".join([fields[-1], *fields[:-1]]) if len(fields) == 6 else cron
 
 
-@dataclass(frozen=True)
-class Due:
-    """What is to be done for one periodic task.
-
-    slots:   epoch seconds, oldest first.
-    next_in: seconds until the next slot.
-    fault:   why it never fires.
-    """
-
-    slots: list[int]
-    next_in: float | None
-    fault: str | None
-
-
+@dataclass(frozen=True, eq=False)
 class Periodic:
-    """Defers the slots that are due. What is due is decided by the database, by its clock.
+    """One periodic task of Procrastinate's registry."""
 
-    Asks and defers through the connector of the tasks' app, one question for all tasks at each wake-up.
+    periodic: PeriodicTask[Any, Any, Any]
 
-    max_delay: seconds; slots missed by more than this while no worker ran are left out.
-    """
+    @property
+    def timezone(self) -> str:
+        """That of our decorator; Procrastinate's own knows UTC only."""
+        return str(getattr(self.periodic.cron, "timezone", "UTC"))
 
-    def __init__(self, registry: PeriodicRegistry, *, max_delay: float = 600.0, **_: Any) -> None:
-        self._tasks: dict[Key, PeriodicTask[Any, Any, Any]] = dict(registry.periodic_tasks)
-        self._max_delay = max_delay
-        self._since: dict[Key, int] = {}
+    def described(self, max_delay: float) -> dict[str, Any]:
+        """An element of `procjobs.declare_schedules`. Raises what deferring would raise."""
+        task, options = self.periodic.task, self.periodic.configure_kwargs
+        probe: Any = {**options, "task_kwargs": {**(options.get("task_kwargs") or {}), "timestamp": 0}}
+        job = task.configure(**probe).job
+        manager: Any = task.blueprint.job_manager  # type: ignore[attr-defined]
+        arguments = json.loads(manager.checked_arguments(job)) if isinstance(manager, Enqueuer) else job.task_kwargs
+        del arguments["timestamp"]
+        return {
+            "name": ":".join(filter(None, (task.name, self.periodic.periodic_id))),
+            "task": task.name,
+            "cron": seconds_first(self.periodic.cron),
+            "timezone": self.timezone,
+            "args": arguments,
+            **{option: getattr(job, option) for option in _OPTIONS if options.get(option) is not None},
+            "lock": job.lock,
+            "queueing_lock": job.queueing_lock,
+            "periodic_id": self.periodic.periodic_id,
+            "misfire": "all",
+            "catch_up": 10_000,
+            "misfire_window": max_delay,
+            "overlap": "allow",
+        }
 
-    async def run(self) -> None:
-        """Defer due slots until cancelled; returns when there is no periodic task."""
-        while self._tasks:
-            wait = await self.tick()
-            await asyncio.sleep(wait + 0.01)
-
-    async def tick(self) -> float:
-        """Defer what is due now; the seconds until it is worth looking again. Raises DatabaseUnavailable."""
-        wait = _LONGEST_SLEEP
-        for key, due in (await self._due()).items():
-            if due.fault is not None:
-                self._leave_out(key, due.fault)
-                continue
-            try:
-                for slot in due.slots:
-                    await self._defer(key, slot)
-            except exceptions.ConnectorException:
-                raise
-            except Exception as error:
-                self._leave_out(key, str(error), exc_info=True)
-                continue
-            if due.next_in is not None:
-                wait = min(wait, due.next_in)
-        return max(0.0, wait)
-
-    async def _due(self) -> dict[Key, Due]:
-        if not self._tasks:
-            return {}
-        keys = list(self._tasks)
-        crons = [self._tasks[key].cron for key in keys]
-        app: Any = self._tasks[keys[0]].task.blueprint
-        try:
-            rows = await app.job_manager.connector.execute_query_all_async(
-                _DUE,
-                p_tasks=[task for task, _ in keys],
-                p_periodic_ids=[periodic_id for _, periodic_id in keys],
-                p_crons=[seconds_first(cron) for cron in crons],
-                p_timezones=[getattr(cron, "timezone", "UTC") for cron in crons],
-                p_since=[self._since.get(key) for key in keys],
-                p_max_delay=float(self._max_delay),
-            )
-        except exceptions.ConnectorException as error:
-            if getattr(error.__cause__, "sqlstate", None) is None:
-                raise DatabaseUnavailable(str(error)) from error
-            raise
-        return {key: Due(**row) for key, row in zip(keys, rows, strict=True)}
-
-    def _leave_out(self, key: Key, fault: str, *, exc_info: bool = False) -> None:
-        periodic = self._tasks.pop(key)
+    def leave_out(self, fault: str, *, exc_info: bool = False) -> None:
+        """Say why it never fires."""
         logger.error(
             "periodic task %s (cron %r, %s) never fires and is left out: %s",
-            periodic.task.name,
-            str(periodic.cron),
-            getattr(periodic.cron, "timezone", "UTC"),
+            self.periodic.task.name,
+            str(self.periodic.cron),
+            self.timezone,
             fault,
             exc_info=exc_info,
-            extra={"action": "periodic_task_invalid", "task": periodic.task.name},
+            extra={"action": "periodic_task_invalid", "task": self.periodic.task.name},
         )
 
-    async def _defer(self, key: Key, slot: int) -> None:
-        periodic = self._tasks[key]
-        options: Any = dict(periodic.configure_kwargs)
-        options["task_kwargs"] = {**(options.get("task_kwargs") or {}), "timestamp": slot}
-        deferrer = periodic.task.configure(**options)
+
+def describe_periodic(app: App) -> dict[Periodic, dict[str, Any]]:
+    """The app's periodic tasks as `procjobs.declare_schedules` takes them; one that cannot be deferred is logged."""
+    max_delay = float(app.periodic_defaults.get("max_delay", MAX_DELAY))
+    described = {}
+    for periodic in map(Periodic, app.periodic_registry.periodic_tasks.values()):
         try:
-            job_id = await deferrer.job_manager.defer_periodic_job(
-                job=deferrer.job, periodic_id=periodic.periodic_id, defer_timestamp=slot
-            )
-        except exceptions.AlreadyEnqueued:
-            job_id = None
-        self._since[key] = slot
-        if job_id is not None:
-            logger.info(
-                "periodic task %s deferred as job %s",
-                periodic.task.name,
-                job_id,
-                extra={"action": "periodic_task_deferred", "task": periodic.task.name, "job_id": job_id},
-            )
+            described[periodic] = periodic.described(max_delay)
+        except Exception as error:
+            periodic.leave_out(str(error), exc_info=True)
+    return described

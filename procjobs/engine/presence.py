@@ -1,4 +1,4 @@
-"""A worker's presence in the database: registered, kept alive by its heartbeat, fenced by itself, signed off."""
+"""A worker's or scheduler's presence in the database: registered, kept alive by its heartbeat, fenced, signed off."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 
 from procjobs.db import Link, Target
 from procjobs.engine.heartbeat import Heartbeat
@@ -30,6 +30,7 @@ class Card:
     concurrency: int
     heartbeat_every: float
     lease: float
+    keeps_time_only: bool = False
 
 
 class Presence:
@@ -61,23 +62,7 @@ class Presence:
 
     async def register(self, card: Card) -> int:
         """Become known, as a new worker, and start its heartbeat; returns the worker's id."""
-        from procjobs import __version__
-
-        ((worker_id,),) = await self._link.fetch(
-            "select procjobs.register_worker(%s, %s, %s, %s, %s::text[], %s::text[], %s, "
-            "make_interval(secs => %s), make_interval(secs => %s))",
-            (
-                card.name,
-                socket.gethostname(),
-                os.getpid(),
-                __version__,
-                card.queues,
-                card.tasks,
-                card.concurrency,
-                card.heartbeat_every,
-                card.lease,
-            ),
-        )
+        ((worker_id,),) = await self._link.fetch(*_registration(card))
         self.forget()
         found: int = worker_id
         self.worker_id = found
@@ -135,12 +120,36 @@ class Presence:
         if self._heartbeat is not None:
             self._heartbeat.stop(0)
 
+    async def close(self) -> None:
+        """End the heartbeat without a word, and the connection it was registered over."""
+        self.forget()
+        await self._link.close()
+
     async def _tell(self, query: Any) -> None:
         """Say something to the database that it will also find out by itself."""
         link = Link(self._target, "procjobs leave", timeout=5.0)
         with suppress(DatabaseError):
             await link.fetch(query, (self.worker_id,))
         await link.close()
+
+
+def _registration(card: Card) -> tuple[LiteralString, tuple[Any, ...]]:
+    from procjobs import __version__
+
+    here = (card.name, socket.gethostname(), os.getpid(), __version__)
+    spans = (card.heartbeat_every, card.lease)
+    if card.keeps_time_only:
+        return (
+            "select procjobs.register_scheduler(%s, %s, %s, %s, make_interval(secs => %s), make_interval(secs => %s))",
+            (*here, *spans),
+        )
+    return (
+        (
+            "select procjobs.register_worker(%s, %s, %s, %s, %s::text[], %s::text[], %s, "
+            "make_interval(secs => %s), make_interval(secs => %s))"
+        ),
+        (*here, card.queues, card.tasks, card.concurrency, *spans),
+    )
 
 
 def _in_loop(function: Callable[..., None]) -> Callable[..., None]:

@@ -1,7 +1,7 @@
 """The worker: claims jobs, runs them, and reports how they ended, through outages, cancellation and deploys.
 
-One worker is one asyncio loop with connections of its own (claims, acknowledgements, upkeep, aborts, LISTEN) and one
-more for its heartbeat thread. `run` lives as long as the worker; everything beside the claim loop is supervised: it
+One worker is one asyncio loop with connections of its own (claims, acknowledgements, upkeep, clock, aborts, LISTEN) and
+one more for its heartbeat thread. `run` lives as long as the worker; everything beside the claim loop is supervised: it
 fails, waits with jitter and starts again.
 """
 
@@ -30,11 +30,12 @@ from procjobs.engine.endings import log_settlement, log_success
 from procjobs.engine.execution import Executor
 from procjobs.engine.failpoints import failpoint
 from procjobs.engine.hand import Hand
-from procjobs.engine.periodic import Periodic
 from procjobs.engine.presence import Card, Presence
 from procjobs.engine.progress import Reporter
 from procjobs.engine.registration import describe_tasks, register
+from procjobs.engine.schedules import Declarations
 from procjobs.engine.supervision import Side, enter, pause, sides, stop_signals
+from procjobs.engine.ticker import Ticker
 from procjobs.engine.upkeep import Upkeep
 from procjobs.errors import DatabaseError, DatabaseUnavailable, ProcjobsError, WorkerGone
 
@@ -95,6 +96,9 @@ class Worker(UpstreamWorker):
         self._presence = Presence(
             target, self._keeping, on_abort=self._abort, on_dead=self._lose_lease, on_silent=self._fence
         )
+        self._ticking = Link(target, "procjobs tick")
+        self._ticker = Ticker(self._ticking, self._label(), self._stop_event)
+        self._declarations = Declarations(app)
         self._work_event = asyncio.Event()
         self._abort_event = asyncio.Event()
         self._hard_stop = asyncio.Event()
@@ -153,17 +157,18 @@ class Worker(UpstreamWorker):
             "progress": self._reporter.run,
             "lease": self._presence.watch,
             "aborts": self._watch_aborts,
-            "periodic": Periodic(self.app.periodic_registry, **self.app.periodic_defaults).run,
+            "schedules": self._ticker.run,
         }
         if self.listen_notify:
             named["listen"] = self._listen
         return named
 
     async def _enter(self) -> None:
-        """Register the tasks and this worker, and do one round of upkeep, so that what is due now is claimable now."""
+        """Register the tasks and this worker, and do one round of upkeep and of the clock: what is due is claimable."""
         await register(self._keeping, describe_tasks(self.app), self._label())
         await self._register()
         await self._upkeep.round()
+        await self._ticker.tick()
         logger.info(
             "worker %s started on %s, concurrency %d",
             self._label(),
@@ -187,6 +192,7 @@ class Worker(UpstreamWorker):
                 lease=self.stalled_worker_timeout,
             )
         )
+        await self._declarations.tell(self._keeping, self.worker_id)
 
     def _queue_names(self) -> list[str] | None:
         return None if self.queues is None else list(self.queues)
@@ -445,7 +451,7 @@ class Worker(UpstreamWorker):
 
     async def _close(self) -> None:
         self._presence.forget()
-        for link in (self._claims, self._keeping, self._reports):
+        for link in (self._claims, self._keeping, self._reports, self._ticking):
             await link.close()
         await self._executor.close()
         self.worker_id = None

@@ -54,6 +54,7 @@ as $$
   where w.dead_at is null
     and w.stopped_at is null
     and w.draining_at is null
+    and w.kind <> 'scheduler'
     and w.last_heartbeat >= procjobs.clock() - w.lease
 $$;
 comment on function procjobs.live_workers() is 'Workers that claim jobs: registered, not leaving, heard of within their lease.';

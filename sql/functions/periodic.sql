@@ -1,4 +1,5 @@
--- Procrastinate's periodic tasks: each slot once, and never an older slot after a newer one.
+-- Procrastinate's periodic tasks: each slot once, and never an older slot after a newer one. They are schedules (tick.sql),
+-- whose slots are also noted where Procrastinate's own workers look. due_periodic is for workers of the release before.
 -- Owns:        procrastinate_periodic_defers.
 -- Lock order:  an advisory lock on (task, periodic id), procrastinate_periodic_defers, then the new job.
 

@@ -81,6 +81,12 @@ begin
     perform procjobs.run_chore('forget_workers', interval '1 hour');
     perform procjobs.run_chore('forget_batches', interval '10 minutes');
     perform procjobs.run_chore('forget_limit_state', interval '1 minute');
+    perform procjobs.run_chore('note_run_ends', interval '2 seconds');
+    perform procjobs.run_chore('forget_schedules', interval '1 minute');
+    perform procjobs.run_chore('forget_ticks', interval '10 minutes');
+    perform procjobs.run_chore('watch_backlog', interval '30 seconds');
+    perform procjobs.run_chore('watch_clocks', interval '30 seconds');
+    perform procjobs.run_chore('watch_processes', interval '5 seconds');
     -- Last: it may hold a lock on the whole history, until this ends.
     perform procjobs.run_chore('run_retention', interval '1 minute');
   end if;

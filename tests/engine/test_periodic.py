@@ -179,24 +179,24 @@ async def test_what_never_fires_is_left_out_and_harms_no_other_task(
     assert "never fires and is left out" in said.getMessage() and fault in said.getMessage()
 
 
-async def test_one_question_for_all_tasks(clockwork: Clockwork, sql: Sql, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_question_for_all_tasks(clockwork: Clockwork, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(50):
         declare(clockwork.app, "0 0 1 1 *", f"task{number}")
-    asked: list[str] = []
-    connector: Any = clockwork.app.connector
-    ask = connector.execute_query_all_async
-
-    async def counted(query: str, **arguments: Any) -> Any:
-        asked.append(query)
-        return await ask(query, **arguments)
-
-    monkeypatch.setattr(connector, "execute_query_all_async", counted)
     await clockwork.at("2026-06-01 12:00Z")
-    assert len(asked) == 1
+    asked: list[str] = []
+    ask = clockwork.link.fetch
+
+    async def counted(query: Any, parameters: Any = ()) -> Any:
+        asked.append(query)
+        return await ask(query, parameters)
+
+    monkeypatch.setattr(clockwork.link, "fetch", counted)
+    await clockwork.at("2026-06-01 12:01Z")
+    assert len([query for query in asked if "set_config" not in query]) == 1
 
 
 async def test_the_worker_role_may_ask(clockwork: Clockwork, sql: Sql) -> None:
     declare(clockwork.app, "* * * * *", timezone="Europe/Paris")
-    await clockwork.app.connector.execute_query_async("set role procjobs_worker")
+    await clockwork.link.fetch("select set_config('role', 'procjobs_worker', false)")
     await clockwork.at("2026-06-01 12:00Z")
     assert slots(sql) == ["01 12:00:00"]

@@ -33,6 +33,7 @@ MAY_EXECUTE = {
         "register_worker", "register_tasks", "heartbeat", "drain_worker", "stop_worker", "claim_jobs", "finish_jobs",
         "settle_jobs", "release_unknown", "abort_requests", "rescue_jobs", "upkeep", "ensure_history_partitions",
         "delete_old_jobs", "defer_periodic", "last_periodic", "due_periodic", "begin_delivery", "finish_delivery",
+        "tick", "tick_schedules", "declare_schedules", "apply_environment", "register_scheduler",
         "report_progress", "job_result", "job_outcome", "await_job",
     },
     "procjobs_reader": CRON | {
@@ -43,12 +44,15 @@ MAY_EXECUTE = {
         "may_see_arguments", "late_note", "say_time", "raise_job_not_found", "clock", "may_set_clock",
         "list_retention", "list_retention_passes",
         "list_dead_groups", "list_dead_letters", "jobs_as_of", "job_transitions",
+        "preview_schedule", "list_schedules", "list_schedule_history", "list_alerts", "cron_timezone", "schedule_hold",
     },
     "procjobs_admin": {
         "set_limit", "drop_limit", "set_queue",
         "set_task", "reset_task", "pause_task", "resume_task", "edit_job", "cancel_jobs", "retry_jobs", "discard_jobs",
         "set_retention", "drop_retention", "run_retention", "redrive", "purge_dead_letters",
-        "cancel", "retry", "pause_queue", "resume_queue"},
+        "cancel", "retry", "pause_queue", "resume_queue",
+        "schedule", "schedule_for", "unschedule", "pause_schedule", "resume_schedule", "run_now", "backfill",
+        "set_schedule_group", "set_cron_timezone", "declare_schedules", "tick", "close_alert", "set_backlog_alert"},
 }  # fmt: skip
 
 #: (role, relation) -> privileges
@@ -68,6 +72,17 @@ MAY_USE = {
             "queues",
             "workers",
             "tasks",
+        )
+    },
+    **{
+        ("procjobs_reader", view): {"SELECT"}
+        for view in (
+            "schedule_list",
+            "schedule_history",
+            "schedule_stats",
+            "schedule_group_list",
+            "schedulers",
+            "alerts",
         )
     },
     **{("procjobs_reader", view): {"SELECT"} for view in ("dead_letter_groups", "retention", "retention_passes")},

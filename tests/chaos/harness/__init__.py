@@ -5,8 +5,8 @@
     proxy       the network, failing                                   storm       SQLSTATEs out of the blue
     site        all of it for one scenario                             invariants  I1 to I12
 
-I1 to I4 and I6 to I12 are checked at the end of every scenario (`Site.check`); I5 belongs to schedules. That the checks
-can fail is tested in tests/chaos/test_mutations.py. All faults at random: `scripts/chaos`.
+I1 to I4 and I6 to I12 are checked at the end of every scenario (`Site.check`), I5 by the tests of schedules. That the
+checks can fail is tested in tests/chaos/test_mutations.py. All faults at random: `scripts/chaos`.
 
     1-5     test_death.py; the points are procjobs.engine.failpoints
     6, 7    test_death.py
@@ -18,12 +18,14 @@ can fail is tested in tests/chaos/test_mutations.py. All faults at random: `scri
     21, 22  test_zombie.py; call by call: engine/test_upstream_faults.py (02, 03), engine/test_finish.py
     23-25   test_shutdown.py; in one process: engine/test_worker.py, engine/test_upstream_faults.py (11, 12),
             engine/test_worker_faults.py (upgrades, signals, forks)
+    26, 27  engine/test_schedules.py, sql/test_schedules.py, sql/test_schedules_many.py
     28      test_clock.py
+    29      sql/test_cron_oracle.py, sql/test_schedules_month.py
     30-32   test_locks.py; call by call: engine/test_locks.py, engine/test_settle.py, engine/test_rescue.py
     33, 34  test_scale.py; plan by plan: engine/test_plans.py
     35      test_payloads.py; sql/test_arguments.py, engine/test_arguments.py, engine/test_upstream_faults.py (06)
     36      test_notify.py
     39, 40  test_purge.py; engine/test_upkeep.py, sql/test_control.py
 
-26, 27, 29 (schedules), 37 (mail), 38 (calendars), 41 (steps) and 42 (invitations) belong to those features.
+37 (mail), 38 (calendars), 41 (steps) and 42 (invitations) belong to those features.
 """

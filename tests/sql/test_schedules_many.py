@@ -1,0 +1,91 @@
+"""100,000 schedules, 10,000 of them due at once: by index, in batches, side by side."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+from .conftest import Sql
+
+MANY, DUE = 100_000, 10_000
+
+
+@pytest.fixture
+def many(sql: Sql, register: Callable[..., int]) -> None:
+    """Schedules of tenants, a tenth of them due in a minute."""
+    register("plain", {"type": "object", "properties": {}, "additionalProperties": False})
+    sql("set procjobs.now = '2026-06-01 12:00:30Z'")
+    sql("select procjobs.schedule('one', 'plain', '0 0 1 1 *')")
+    sql(
+        """
+        insert into procjobs.schedules
+        select (jsonb_populate_record(s, jsonb_build_object(
+          'name', 's' || n, 'cron', case when n <= %s then '1 12 * * *' else '0 0 1 1 *' end,
+          'next_slot', case when n <= %s then '2026-06-01 12:01Z' else '2027-01-01 00:00Z' end,
+          'due_at', case when n <= %s then '2026-06-01 12:01Z' else '2027-01-01 00:00Z' end))).*
+        from procjobs.schedules s, generate_series(1, %s) n
+        """,
+        DUE, DUE, DUE, MANY,
+    )  # fmt: skip
+    sql("analyze procjobs.schedules")
+
+
+@pytest.mark.usefixtures("many")
+def test_ten_thousand_due_at_once_fire_in_seconds_and_nothing_is_read_twice(sql: Sql, explain: Any) -> None:
+    query = (
+        "select s.name from procjobs.schedules s where s.due_at <= '2026-06-01 12:01Z' and s.name <> all ('{}') "
+        "order by s.due_at limit 100 for update skip locked"
+    )
+    assert "schedules_due" in json.dumps(explain(query))
+    assert "Seq Scan" not in json.dumps(explain("select min(due_at) from procjobs.schedules where due_at is not null"))
+
+    began = time.perf_counter()
+    for _ in range(20):
+        assert sql.one("select fired from procjobs.tick_schedules('idle')") == 0
+    assert time.perf_counter() - began < 1, "a look at nothing costs nothing"
+
+    sql("set procjobs.now = '2026-06-01 12:01Z'")
+    began = time.perf_counter()
+    assert sql.one("select procjobs.tick()") == DUE
+    took = time.perf_counter() - began
+    print(f"{DUE} slots in {took:.1f} s")
+    assert took < 30
+    assert sql.one("select count(distinct schedule) from procjobs.schedule_ticks") == DUE
+    assert sql.one("select count(*) from procrastinate_jobs") == DUE
+
+
+@pytest.mark.usefixtures("many")
+def test_clocks_share_the_work_and_wait_for_nobody(sql: Sql, another: Callable[[], psycopg.Connection[Any]]) -> None:
+    other = another()
+    other.execute("select from procjobs.schedules where name in ('s1', 's2') for update")
+    sql("set procjobs.now = '2026-06-01 12:01Z'")
+    assert sql("select fired, due_in <= 0 from procjobs.tick_schedules('us', 300)") == [(300, True)]
+    began = time.perf_counter()
+    while sql.one("select fired from procjobs.tick_schedules('us')"):
+        pass
+    assert time.perf_counter() - began < 60
+    other.rollback()
+    assert sql.one("select procjobs.tick()") == 2
+    assert sql.one("select count(*) from procrastinate_jobs") == DUE
+
+
+def test_a_lock_that_a_job_needs_is_not_waited_for(
+    sql: Sql, register: Callable[..., int], another: Callable[[], psycopg.Connection[Any]]
+) -> None:
+    register("plain")
+    sql("set procjobs.now = '2026-06-01 12:00:30Z'")
+    sql("select procjobs.schedule('a', 'plain', '* * * * *', queueing_lock => 'q')")
+    sql("select procjobs.schedule('b', 'plain', '* * * * *')")
+    other = another()
+    other.execute("select procjobs.defer('plain', queueing_lock => 'q')")  # not committed: nobody knows yet
+    sql("set procjobs.now = '2026-06-01 12:01Z'")
+    began = time.perf_counter()
+    assert sql("select fired, due_in <= 0 from procjobs.tick_schedules()") == [(1, True)]
+    assert time.perf_counter() - began < 2
+    other.rollback()
+    assert sql.one("select procjobs.tick()") == 1
