@@ -12,28 +12,31 @@ import asyncio
 import os
 import re
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, LiteralString, TypeVar, cast
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow, dict_row, tuple_row
 from psycopg.types.json import Jsonb
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from procjobs.errors import DatabaseUnavailable, translate
+from procjobs.errors import DatabaseError, DatabaseUnavailable, SettingsError, translate
 
 __all__ = [
     "Connection",
     "Database",
     "Link",
+    "Session",
     "SyncLink",
     "Target",
     "call_query",
     "connect",
     "connect_sync",
+    "dsn_in",
     "heed_pooler",
     "heed_pooler_sync",
 ]
@@ -43,6 +46,7 @@ T = TypeVar("T")
 Connection = psycopg.AsyncConnection[Row]
 
 _PROCESS = "select pg_catalog.pg_backend_pid()"
+_QUERY_CANCELED = "57014"
 _NAME = re.compile(r"[a-z_][a-z0-9_]*")
 
 
@@ -57,6 +61,11 @@ def call_query(function: str, arguments: Sequence[str], *, prefix: str = "") -> 
 
 def _adapt(value: Any) -> Any:
     return Jsonb(value) if isinstance(value, dict) else value
+
+
+def dsn_in(dsn: str, dbname: str) -> str:
+    """The same server and login, another database."""
+    return make_conninfo(dsn, dbname=dbname)
 
 
 class Calls:
@@ -334,6 +343,102 @@ class Link:
         if connection is not None:
             with suppress(psycopg.Error, OSError):
                 await connection.close()
+
+
+class Session:
+    """One connection for statements that may run for hours: they can be stopped, and say something while they run.
+
+    heard:  called with SQLSTATE and message of each notice that the server sends.
+    grace:  seconds that a statement which was asked to stop gets; then the connection is dropped.
+    direct: refuse a pooler: what is set in the session must be there for the next statement, and for no other.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        name: str,
+        heard: Callable[[str | None, str | None], None] = lambda _state, _message: None,
+        *,
+        grace: float = 5.0,
+        direct: bool = True,
+    ) -> None:
+        self._link = Link(target, name)
+        self._direct = direct
+        self._heard = heard
+        self._grace = grace
+        self._connection: psycopg.AsyncConnection[TupleRow] | None = None
+        #: Value for client_connection_check_interval, where it was reset.
+        self.client_check = "0"
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection that was open is not any more."""
+        return self._connection is not None and self._connection.closed
+
+    async def open(self) -> None:
+        """Connect. Raises DatabaseUnavailable; SettingsError when there is a pooler in between."""
+        self._connection = await self._link.open()
+        if self._direct and await self._link.fetch(_PROCESS) != [(self._connection.info.backend_pid,)]:
+            await self.close()
+            raise SettingsError(
+                "this needs a direct connection to PostgreSQL, and there is a pooler in between",
+                hint="set listen_dsn to the server itself",
+            )
+        self._connection.prepare_threshold = None  # each statement is another
+        self._connection.add_notice_handler(lambda said: self._heard(said.sqlstate, said.message_primary))
+        # A statement whose client died ends, instead of running beside its successor. Not every system can do that.
+        try:
+            await self._connection.execute("set client_connection_check_interval = '2s'")
+            self.client_check = "2s"
+        except psycopg.Error:
+            self.client_check = "0"
+
+    async def fetch(self, query: LiteralString, parameters: Sequence[Any] = ()) -> list[TupleRow]:
+        """Run a short statement. Raises DatabaseUnavailable, DatabaseError."""
+        return await self._link.fetch(query, parameters)
+
+    async def run(self, query: str) -> list[TupleRow]:
+        """Run a statement, or several, as long as it takes; the rows of the last.
+
+        When this is cancelled, the server is asked to stop it; if it had ended by then, the rows are returned all the
+        same. Raises DatabaseError; CancelledError when it was stopped.
+        """
+        work = asyncio.ensure_future(self._execute(query))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            try:
+                return await self._stop(work)
+            except asyncio.CancelledError:
+                await self.close()
+                raise
+
+    async def _execute(self, query: str) -> list[TupleRow]:
+        assert self._connection is not None
+        try:
+            cursor = await self._connection.execute(query.encode())
+            return await cursor.fetchall() if cursor.description else []
+        except psycopg.Error as error:
+            raise translate(error) from error
+
+    async def _stop(self, work: asyncio.Future[list[TupleRow]]) -> list[TupleRow]:
+        assert self._connection is not None
+        with suppress(psycopg.Error, OSError):
+            await self._connection.cancel_safe(timeout=self._grace)
+        await asyncio.wait([work], timeout=self._grace)
+        if not work.done():
+            work.cancel()
+            raise asyncio.CancelledError
+        try:
+            return work.result()
+        except DatabaseError as error:
+            if error.sqlstate == _QUERY_CANCELED:
+                raise asyncio.CancelledError from error
+            raise
+
+    async def close(self) -> None:
+        """Drop the connection. Safe to call twice."""
+        await self._link.close()
 
 
 class SyncLink:

@@ -19,6 +19,8 @@
      |    +-- InvalidTrigger        PJ013
      |    +-- InvalidCron           PJ014
      |    +-- ScheduleNotFound      PJ015
+     |    +-- InvalidRoutine        PJ016
+     |    +-- PgCronMissing         PJ017
      |    +-- UnknownRecipient      PJ020
      |    +-- UnknownGroup          PJ021
      |    +-- UnknownUpdate         PJ022
@@ -54,6 +56,7 @@ __all__ = [
     "InvalidName",
     "InvalidNotification",
     "InvalidOption",
+    "InvalidRoutine",
     "InvalidState",
     "InvalidTrigger",
     "JobCancelled",
@@ -62,6 +65,7 @@ __all__ = [
     "JobNotOver",
     "JobTimeout",
     "MigrationError",
+    "PgCronMissing",
     "ProcjobsError",
     "ScheduleNotFound",
     "ServerError",
@@ -142,6 +146,7 @@ class DatabaseError(ProcjobsError):
 
     sqlstate: five characters, or None when the connection failed before the server could answer.
     detail:   the values at fault, when the server gave them.
+    context:  where it happened in routines of the server, when it was in one.
     """
 
     code: ClassVar[str | None] = None
@@ -153,10 +158,12 @@ class DatabaseError(ProcjobsError):
         sqlstate: str | None = None,
         detail: str | None = None,
         hint: str | None = None,
+        context: str | None = None,
     ) -> None:
         super().__init__(message, hint=hint)
         self.sqlstate = sqlstate or self.code
         self.detail = detail
+        self.context = context
 
     @property
     def transient(self) -> bool:
@@ -254,6 +261,18 @@ class ScheduleNotFound(DatabaseError):
     code = "PJ015"
 
 
+class InvalidRoutine(DatabaseError):
+    """A function or procedure cannot be the body of a task, or may not by whoever registers it."""
+
+    code = "PJ016"
+
+
+class PgCronMissing(DatabaseError):
+    """pg_cron is not there, or may not be used; the message and the hint say what is missing."""
+
+    code = "PJ017"
+
+
 class UnknownRecipient(DatabaseError):
     code = "PJ020"
 
@@ -301,7 +320,7 @@ def _unavailable(error: psycopg.Error, state: str | None) -> bool:
 
 
 def translate(error: psycopg.Error) -> DatabaseError:
-    """The procjobs error for an error of psycopg, with the server's message, DETAIL and HINT kept."""
+    """The procjobs error for an error of psycopg, with the server's message, DETAIL, HINT and CONTEXT kept."""
     state = error.sqlstate
     diag = error.diag
     message = diag.message_primary or str(error).strip() or type(error).__name__
@@ -313,4 +332,4 @@ def translate(error: psycopg.Error) -> DatabaseError:
         kind = DatabaseUnavailable
     else:
         kind = DatabaseError
-    return kind(message, sqlstate=state, detail=diag.message_detail, hint=hint)
+    return kind(message, sqlstate=state, detail=diag.message_detail, hint=hint, context=diag.context)

@@ -365,19 +365,19 @@ def _drop_views(connection: Raw) -> None:
 
 
 def _drop_stale(connection: Raw, state: State) -> set[str]:
-    """Functions that an earlier migrate made and this one did not make again go. Returns those that nobody of us made.
+    """Routines that an earlier migrate made and this one did not make again go. Returns those that nobody of us made.
 
     What this transaction wrote is told from the rest by the age of its row.
     """
     untouched = connection.execute(
         "select 'function ' || format('%I.%I(%s)', 'procjobs', proname, pg_get_function_identity_arguments(oid)),"
         " oid::regprocedure::text from pg_proc"
-        " where pronamespace = 'procjobs'::regnamespace and prokind = 'f' and proname not like 'host\\_%'"
+        " where pronamespace = 'procjobs'::regnamespace and prokind in ('f', 'p') and proname not like 'host\\_%'"
         " and age(xmin) > age(pg_current_xact_id()::xid)"
     ).fetchall()
     for name, signature in untouched:
         if name in state.wanted:
-            connection.execute(f"drop function {signature}".encode())
+            connection.execute(f"drop routine {signature}".encode())
     return {name for name, _ in untouched if name not in state.wanted}
 
 

@@ -67,29 +67,34 @@ declare
 begin
   for v_role, v_names in values
     ('procjobs_producer', '{
-      defer, defer_many, debounce, throttle, enqueue, enqueue_jobs, create_batch, seal_batch, enqueue_notification_job, check_arguments, job_status, clock, may_set_clock,
+      defer, defer_many, debounce, throttle, enqueue, enqueue_jobs, create_batch, seal_batch, enqueue_notification_job, check_arguments, job_status, clock, may_set_clock, time_set,
       enqueue_on_change, drop_enqueue_on_change, note_changed_row, enqueue_changed_row,
       change_setting, first_trigger_name, change_trigger_name, change_table_fault, change_trigger_fault, option_fault, raise_fault,
-      job_result, job_outcome, await_job
+      job_result, job_outcome, await_job, progress
     }'),
     ('procjobs_worker', '{
       register_worker, register_tasks, heartbeat, drain_worker, stop_worker,
       claim_jobs, finish_jobs, settle_jobs, release_unknown, abort_requests,
       rescue_jobs, upkeep, ensure_history_partitions, delete_old_jobs,
       defer, defer_many, debounce, throttle, enqueue, enqueue_jobs, create_batch, seal_batch,
-      enqueue_notification_job, check_arguments, job_status, clock, may_set_clock,
+      enqueue_notification_job, check_arguments, job_status, clock, may_set_clock, time_set,
       defer_periodic, last_periodic, due_periodic, tick, tick_schedules, declare_schedules, apply_environment, register_scheduler,
       begin_delivery, finish_delivery,
-      report_progress, job_result, job_outcome, await_job
+      report_progress, job_result, job_outcome, await_job, progress,
+      open_sql_job, close_sql_job, stop_sessions, sessions_to_stop, note_stop,
+      run_sql_jobs, call_sql_procedure, open_session, close_session, leave_session, next_sql_job, end_sql_job, sql_problem, stopwatch,
+      keep_time, hear_pg_cron, lost_sessions, note_last_words
     }'),
     ('procjobs_reader', '{
       doctor, doctor_server, doctor_horizon, doctor_logins, doctor_tables, doctor_fleet, explain_claim, claim_plans, say_span,
       list_limits, list_batches, list_tasks, why_not_running, job_timeline, list_jobs, job_report, list_queues, list_workers, job_status,
-      may_see_arguments, late_note, say_time, raise_job_not_found, clock, may_set_clock,
+      may_see_arguments, late_note, say_time, raise_job_not_found, clock, may_set_clock, time_set,
       list_retention, list_retention_passes, list_dead_groups, list_dead_letters, jobs_as_of, job_transitions,
-      preview_schedule, list_schedules, list_schedule_history, list_alerts, cron_timezone, schedule_hold
+      preview_schedule, list_schedules, list_schedule_history, list_alerts, cron_timezone, schedule_hold,
+      pg_cron_status, pg_cron_place, pg_cron_wanted, pg_cron_vacuum, pg_cron_prefix, pg_cron_facts_query, pg_cron_findings, pg_cron_absence, wall_clock
     }'),
     ('procjobs_admin', '{
+      register_sql_task, put_sql_task, find_routine, drop_sql_task, pg_cron_install, pg_cron_script, pg_cron_remove, pg_cron_removal,
       set_limit, drop_limit, set_queue, set_task, reset_task, pause_task, resume_task, edit_job, cancel_jobs, retry_jobs, discard_jobs,
       set_retention, drop_retention, run_retention, redrive, purge_dead_letters, cancel, retry, pause_queue, resume_queue,
       schedule, schedule_for, unschedule, pause_schedule, resume_schedule, run_now, backfill, set_schedule_group, set_cron_timezone,
@@ -108,7 +113,7 @@ begin
       where p.pronamespace = 'procjobs'::regnamespace
         and p.proname = any (v_names)
     loop
-      execute format('grant execute on function %s to %I', v_object, v_role);
+      execute format('grant execute on routine %s to %I', v_object, v_role);
     end loop;
   end loop;
 

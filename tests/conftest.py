@@ -116,6 +116,7 @@ SLOW = (
     "test_cli_",
     "test_doctor_inside",
     "test_pgbouncer",
+    "test_pg_cron",
 )
 
 

@@ -270,6 +270,23 @@ async def test_the_examples_in_sql_give_what_is_shown(
     assert compared > 15
 
 
+def test_the_examples_of_sql_jobs_give_what_is_shown(sql: Sql) -> None:
+    examples = blocks((ROOT / "docs" / "sql-jobs.md").read_text(encoding="utf-8"))
+    compared = 0
+    for (kind, query), (_, shown) in zip(examples, [*examples[1:], ("", "")], strict=True):
+        if kind != "sql":
+            continue
+        if shown.startswith("ERROR:"):
+            with pytest.raises(psycopg.Error) as refused:
+                sql.connection.execute(query.encode())
+            assert refusal(refused.value) == shown
+        else:
+            found = results(sql.connection.execute(query.encode()))
+            assert not tables(shown) or found == tables(shown), query
+        compared += bool(shown.startswith("ERROR:") or tables(shown))
+    assert compared >= 5
+
+
 def test_programs_in_the_documentation_compile() -> None:
     for page in PAGES:
         for language, content in blocks(page.read_text(encoding="utf-8")):

@@ -237,3 +237,14 @@ async def test_the_doctor_says_when_nobody_would_hear(through: str, dsn: str) ->
         found for found in await doctor.examine(Settings(listen_dsn=dsn), through) if found.subject == "wake-up"
     ]
     assert hears.verdict == "ok"
+
+
+async def test_sql_jobs_go_past_the_pooler_or_say_so(through: str, dsn: str, sql: Sql) -> None:
+    sql("create function one() returns int language sql as 'select 1'")
+    sql("select procjobs.register_sql_task('one', 'one')")
+    for listen_dsn, outcome in ((None, ("failed", "SettingsError")), (dsn, ("succeeded", None))):
+        job = sql.one("select procjobs.defer('one')")
+        app = App(through, listen_dsn=listen_dsn) if listen_dsn else App(through)
+        async with app.open_async():
+            await app.run_worker_async(wait=False, install_signal_handlers=False)
+        assert sql("select status, error_class from procjobs.job_outcome(%s)", job) == [outcome]

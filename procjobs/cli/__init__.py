@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import click
 
 from procjobs import __version__
-from procjobs.cli import dead, jobs, limits, mail, queues, retention, schedules, services, setup, tasks, tools
+from procjobs.cli import dead, jobs, limits, mail, pg_cron, queues, retention, schedules, services, setup, tasks, tools
 
 __all__ = ["cli", "main"]
 
@@ -22,7 +22,7 @@ class Sections(click.Group):
 
     sections: tuple[tuple[str, tuple[click.Command, ...]], ...] = (
         ("Run", (services.up, services.worker, services.scheduler, services.web)),
-        ("Set up", (setup.init, setup.migrate, setup.check, tools.doctor)),
+        ("Set up", (setup.init, setup.migrate, setup.check, tools.doctor, pg_cron.pg_cron)),
         (
             "Jobs",
             (

@@ -19,6 +19,7 @@ _TASKS: tuple[Column, ...] = (
     ("priority", "priority", text),
     ("runs", "max_attempts", text),
     ("timeout", "timeout", text),
+    ("routine", "routine", text),
     ("set", "settings", lambda value: ", ".join(f"{key}={json.dumps(found)}" for key, found in value.items())),
     ("by", "set_by", text),
     ("paused since", "paused_at", when),
@@ -32,7 +33,7 @@ _TASKS: tuple[Column, ...] = (
 @database_options
 @click.pass_context
 def tasks(context: click.Context, /, dsn: str | None, data: str | None, as_json: bool) -> None:
-    """List tasks; pause, resume and set one."""
+    """List tasks; pause, resume and set one; make routines of the database tasks."""
     if context.invoked_subcommand is None:
         _list_tasks(dsn, data, as_json)
 
@@ -98,3 +99,35 @@ def reset(task: str, dsn: str | None, data: str | None) -> None:
     """Take back what was set for TASK: its code decides again. A pause stays."""
     (row,) = call(dsn, data, "reset_task", task=task)
     click.echo(f"{task} is as its code says" if row["reset_task"] else f"nothing was set for {task}")
+
+
+@tasks.command()
+@click.argument("task")
+@click.argument("routine")
+@click.option("--queue", help="Queue of jobs that name none.  [default: default]")
+@click.option("--priority", type=int, help="Priority of jobs that name none.  [default: 0]")
+@click.option("--max-attempts", type=click.IntRange(1), help="Runs in all.  [default: 1]")
+@click.option("--backoff-base", type=Span(), metavar="SPAN", help="Wait before the second run, e.g. 30s; it doubles.")
+@click.option("--backoff-cap", type=Span(), metavar="SPAN", help="The longest wait.")
+@click.option("--backoff-jitter/--no-backoff-jitter", default=None, help="Draw each wait at random.")
+@click.option("--timeout", type=Span(), metavar="SPAN", help="How long one run may take, e.g. 90s, 5m, 2h.")
+@click.option("--run-as", metavar="ROLE", help="With whose rights it runs.  [default: the worker's]")
+@click.option("--description", help="What it does.  [default: the first line of the routine's comment]")
+@database_options
+def add(task: str, routine: str, dsn: str | None, data: str | None, **options: Any) -> None:
+    """Make ROUTINE, a function or procedure of the database, the task TASK: procjobs tasks add clean app.clean
+
+    Its jobs take the arguments of the routine, by name.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    (row,) = call(dsn, data, "register_sql_task", name=task, routine=routine, **given)
+    click.echo(f"{task} is a task" if row["register_sql_task"] else f"{task} was so already")
+
+
+@tasks.command()
+@click.argument("task")
+@database_options
+def drop(task: str, dsn: str | None, data: str | None) -> None:
+    """Forget the SQL task TASK. The routine stays, and jobs that are left wait."""
+    (row,) = call(dsn, data, "drop_sql_task", name=task)
+    click.echo(f"{task} is no task any more" if row["drop_sql_task"] else f"there is no SQL task {task}")

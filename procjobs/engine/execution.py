@@ -1,4 +1,4 @@
-"""Running one job: reads its arguments, calls the task on the loop, in a thread or in a process, says how it ended."""
+"""Running one job: reads its arguments, calls the task on the loop, in a thread, process or server; how it ended."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from procjobs.engine.processes import ProcessDied, Processes, RemoteError
 from procjobs.engine.progress import REPORT, Reporter
 from procjobs.engine.results import encode_result, strict_dumps
 from procjobs.engine.retry import Retry, Verdict
+from procjobs.engine.sql_jobs import SqlJobs
 from procjobs.engine.threads import Threads
 from procjobs.errors import JobTimeout
 
@@ -31,7 +32,7 @@ __all__ = ["Execution", "Executor", "execution_of"]
 
 logger = logging.getLogger("procjobs.worker")
 
-Execution = Literal["async", "thread", "process"]
+Execution = Literal["async", "thread", "process", "sql"]
 
 _LONGEST_MESSAGE = 10_000
 _LONGEST_TRACEBACK = 50_000
@@ -52,7 +53,8 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    task: Task[Any, Any, Any]
+    #: None: its body is a routine of the database.
+    task: Task[Any, Any, Any] | None
     execution: Execution
     middlewares: list[Any]
     #: A coroutine function without context and middleware: called without any ceremony.
@@ -62,8 +64,9 @@ class _Plan:
 class Executor:
     """Runs jobs of one worker. `run` never raises: it returns None for success, or the keys of a settlement."""
 
-    def __init__(self, worker: UpstreamWorker, reporter: Reporter) -> None:
+    def __init__(self, worker: UpstreamWorker, reporter: Reporter, sql_jobs: SqlJobs) -> None:
         self._worker = worker
+        self._sql_jobs = sql_jobs
         self._reporter = reporter
         self._plans: dict[str, _Plan] = {}
         self._threads = Threads(worker.concurrency, f"procjobs {worker.worker_name or 'worker'}")
@@ -79,6 +82,7 @@ class Executor:
     async def close(self) -> None:
         self._threads.close()
         await self._processes.close()
+        await self._sql_jobs.close()
 
     def cancels_by_task(self, job: Claimed) -> bool:
         """Whether cancelling the job's asyncio task stops it; a thread must look at its JobContext itself."""
@@ -137,7 +141,8 @@ class Executor:
     def _make_plan(self, name: str) -> _Plan:
         task = self._worker.app.tasks.get(name)
         if task is None:
-            raise exceptions.TaskNotFound(name)
+            plan = self._plans[name] = _Plan(None, "sql", [], None)
+            return plan
         execution = execution_of(task)
         middlewares = self._worker._resolve_task_middlewares(task, execution == "async")
         ceremony = task.pass_context or middlewares or self._worker.worker_middleware or execution != "async"
@@ -167,11 +172,14 @@ class Executor:
             abort_reason=lambda: cast("AbortReason | None", job.reason),
             start_timestamp=time.time(),
         )
-        positional = [context] if plan.task.pass_context else []
+        report = functools.partial(self._reporter.note, job)
 
         async def call_task() -> Any:
+            if plan.task is None:
+                return await self._sql_jobs.run(job, report)
             if plan.execution == "process":
-                return await self._processes.run(plan.task, arguments, functools.partial(self._reporter.note, job))
+                return await self._processes.run(plan.task, arguments, report)
+            positional = [context] if plan.task.pass_context else []
             function = functools.partial(plan.task.func, *positional, **arguments)
             wrapped = middleware.compose(plan.middlewares, function, context, worker)
             value = await (wrapped() if plan.execution == "async" else self._threads.run(wrapped))
@@ -198,8 +206,7 @@ class Executor:
         return {**_describe(error), "outcome": "failed", **self._retry(plan, job, error)}
 
     def _retry(self, plan: _Plan | None, job: Claimed, error: BaseException) -> dict[str, Any]:
-        strategy = plan.task.retry_strategy if plan is not None else None
-        if plan is None or strategy is None:
+        if plan is None or plan.task is None or (strategy := plan.task.retry_strategy) is None:
             return {}  # only a limit on the job itself allows another run; SQL knows it
         if isinstance(error, RemoteError):
             error = error.original()

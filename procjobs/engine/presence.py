@@ -146,7 +146,7 @@ def _registration(card: Card) -> tuple[LiteralString, tuple[Any, ...]]:
     return (
         (
             "select procjobs.register_worker(%s, %s, %s, %s, %s::text[], %s::text[], %s, "
-            "make_interval(secs => %s), make_interval(secs => %s))"
+            "make_interval(secs => %s), make_interval(secs => %s), true)"
         ),
         (*here, card.queues, card.tasks, card.concurrency, *spans),
     )

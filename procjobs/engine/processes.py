@@ -34,7 +34,7 @@ from procrastinate.tasks import Task
 from procjobs.engine.endings import describe
 from procjobs.engine.progress import REPORT
 from procjobs.engine.results import Unkept, strict_dumps
-from procjobs.engine.retry import Verdict
+from procjobs.engine.retry import Settled, Verdict
 
 __all__ = ["ProcessDied", "Processes", "RemoteError"]
 
@@ -69,16 +69,6 @@ class RemoteError(Exception):
         except Exception:
             return self
         return found if isinstance(found, BaseException) else self
-
-
-@dataclass(frozen=True)
-class _Settled(Verdict):
-    """A verdict that a task in another process returned."""
-
-    keys: dict[str, Any]
-
-    def settlement(self) -> dict[str, Any]:
-        return self.keys
 
 
 @dataclass
@@ -147,7 +137,7 @@ class Processes:
         if kind == "error":
             raise RemoteError(*values)
         if kind == "verdict":
-            return _Settled(json.loads(values[0]))
+            return Settled(json.loads(values[0]))
         return Unkept(values[0]) if kind == "unkept" else json.loads(values[0])
 
     async def _ask(self, child: _Child, request: Sequence[str], report: Report | None) -> list[str]:

@@ -19,7 +19,7 @@ from procjobs.db import Database, Link, Target
 from procjobs.engine.backoff import Backoff
 from procjobs.errors import DatabaseError, DatabaseUnavailable, JobCancelled, JobFailed, JobNotOver
 
-__all__ = ["LARGEST_RESULT", "Outcome", "Results", "Unkept", "encode_result"]
+__all__ = ["LARGEST_RESULT", "Json", "Outcome", "Results", "Unkept", "encode_result"]
 
 #: Bytes of JSON; what is larger belongs into a table or file of the application's.
 LARGEST_RESULT = 1024 * 1024
@@ -35,14 +35,21 @@ class Unkept:
     type: str
 
 
+@dataclass(frozen=True, slots=True)
+class Json:
+    """A result that is JSON already, as the server wrote it."""
+
+    text: str
+
+
 def encode_result(value: Any, dumps: Callable[[Any], str]) -> tuple[str | None, str | None]:
     """The result as JSON text, or None and a note that says why it is not kept. The job has succeeded in any case."""
-    kind = value.type if isinstance(value, Unkept) else type(value).__name__
+    kind = value.type if isinstance(value, Unkept) else "row" if isinstance(value, Json) else type(value).__name__
     unkept = f"its result (a {kind}) was not kept: "
     if isinstance(value, Unkept):
         return None, unkept + "it is not JSON"
     try:
-        text = dumps(value)
+        text = value.text if isinstance(value, Json) else dumps(value)
         size = len(text) if text.isascii() else len(text.encode())
     except (TypeError, ValueError, RecursionError):
         return None, unkept + "it is not JSON"

@@ -13,7 +13,7 @@ from typing import Any
 from procrastinate.jobs import Job
 from procrastinate.retry import BaseRetryStrategy, RetryDecision
 
-__all__ = ["Cancel", "Discard", "Retry", "Snooze", "Verdict", "seconds_of"]
+__all__ = ["Cancel", "Discard", "Retry", "Settled", "Snooze", "Verdict", "seconds_of"]
 
 
 def seconds_of(value: float | timedelta) -> float:
@@ -74,6 +74,16 @@ class Verdict:
     def settlement(self) -> dict[str, Any]:
         """The keys of a `settle_jobs` element."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Settled(Verdict):
+    """How a run ended elsewhere: in another process, or in the server."""
+
+    keys: dict[str, Any]
+
+    def settlement(self) -> dict[str, Any]:
+        return self.keys
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class Upkeep:
 
     async def round(self) -> float | None:
         """One round; the seconds until the next scheduled job is due, None when there is none."""
-        ((due_in,),) = await self._link.fetch("select procjobs.upkeep()")
+        ((_, due_in),) = await self._link.fetch("select procjobs.stop_sessions(), procjobs.upkeep()")
         seconds: float | None = due_in
         return seconds
 

@@ -1,8 +1,8 @@
 """The worker: claims jobs, runs them, and reports how they ended, through outages, cancellation and deploys.
 
-One worker is one asyncio loop with connections of its own (claims, acknowledgements, upkeep, clock, aborts, LISTEN) and
-one more for its heartbeat thread. `run` lives as long as the worker; everything beside the claim loop is supervised: it
-fails, waits with jitter and starts again.
+One worker is one asyncio loop with connections of its own (claims, acknowledgements, upkeep, clock, aborts, LISTEN; up
+to four for SQL jobs) and one more for its heartbeat thread. `run` lives as long as the worker; everything beside the
+claim loop is supervised: it fails, waits with jitter and starts again.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from procjobs.engine.presence import Card, Presence
 from procjobs.engine.progress import Reporter
 from procjobs.engine.registration import describe_tasks, register
 from procjobs.engine.schedules import Declarations
+from procjobs.engine.sql_jobs import SqlJobs
 from procjobs.engine.supervision import Side, enter, pause, sides, stop_signals
 from procjobs.engine.ticker import Ticker
 from procjobs.engine.upkeep import Upkeep
@@ -79,7 +80,7 @@ class Worker(UpstreamWorker):
         self._listen_target = listen_target or target
         self._kill_timeout = kill_timeout
         self._reporter = Reporter(Link(target, "procjobs progress"))
-        self._executor = Executor(self, self._reporter)
+        self._executor = Executor(self, self._reporter, SqlJobs(self._listen_target, min(self.concurrency, 4)))
         self._hand = Hand(self.concurrency)
         self._claims = Link(target, "procjobs claim")
         self._keeping = Link(target, "procjobs upkeep")

@@ -162,6 +162,7 @@ as $$
   select distinct on (w.name) w.name, w.host, w.kind, w.dead_at
   from procjobs.worker_state w
   where w.dead_at is not null
+    and w.kind <> 'session'
     and not exists (
       select
       from procjobs.worker_state o

@@ -147,7 +147,59 @@ $$;
 comment on function procjobs.set_aside(bigint[], text) is
   'Takes jobs that the caller has locked out of the claim''s index, and notes what they wait for. Returns how many.';
 
+create or replace function procjobs.choose_known_jobs(p_tasks text[], p_queues text[], p_max_jobs integer)
+returns bigint[]
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+  v_ids bigint[];
+begin
+  if coalesce(p_tasks, '{}') = '{}' then
+    return '{}'::bigint[];
+  end if;
+  v_ids := array(
+    select front.id
+    from unnest(p_queues) as q(queue)
+    cross join lateral (
+      select j.id, j.priority, j.task_name
+      from public.procrastinate_jobs j
+      where j.status = 'todo'
+        and j.pj_waits_for is null
+        and j.queue_name = q.queue
+      order by j.priority desc, j.id
+      limit greatest(1000, p_max_jobs)
+    ) front
+    where front.task_name = any (p_tasks)
+    order by front.priority desc, front.id
+    limit p_max_jobs
+  );
+  -- What is further behind is a worker's turn, who comes to it in order. Without one it would wait for ever.
+  if v_ids = '{}' and not exists (
+    select from procjobs.live_workers() w where w.runs_sql and w.kind = 'worker'
+  ) then
+    v_ids := array(
+      select j.id
+      from public.procrastinate_jobs j
+      where j.status = 'todo'
+        and j.pj_waits_for is null
+        and j.queue_name = any (p_queues)
+        and j.task_name = any (p_tasks)
+      order by j.priority desc, j.id
+      limit p_max_jobs
+    );
+  end if;
+  return v_ids;
+end
+$$;
+comment on function procjobs.choose_known_jobs(text[], text[], integer) is
+  'The next jobs of these tasks among the first thousand of each queue; where no worker lives, among all.';
+
 drop function if exists procjobs.take_jobs(text[], text[], integer, boolean);
+drop function if exists procjobs.take_jobs(text[], text[], integer, boolean, text[], text[], text[]);
 create or replace function procjobs.take_jobs(
   p_tasks text[],
   p_queues text[],
@@ -155,7 +207,8 @@ create or replace function procjobs.take_jobs(
   p_with_locks boolean,
   p_paused_queues text[],
   p_paused_tasks text[],
-  p_special_queues text[]
+  p_special_queues text[],
+  p_only_known boolean
 )
 returns table (taken bigint[], set_aside integer, overtaken boolean)
 language plpgsql
@@ -171,7 +224,9 @@ declare
   v_halted bigint[];
   v_blocked bigint[];
 begin
-  if p_special_queues <> '{}' then
+  if p_only_known then
+    v_chosen := procjobs.choose_known_jobs(p_tasks, p_queues, p_max_jobs);
+  elsif p_special_queues <> '{}' then
     v_chosen := procjobs.choose_jobs(p_special_queues, p_queues, p_max_jobs);
   end if;
 
@@ -240,7 +295,7 @@ begin
     coalesce(array_agg(id) filter (where halted), '{}'),
     coalesce(array_agg(id) filter (where not known and not halted), '{}'),
     coalesce(array_agg(id) filter (where known and not free and not halted), '{}'),
-    cardinality(p_queues) > 1 and count(*) < (select sum(share) from shares)
+    cardinality(p_queues) > 1 and not p_only_known and count(*) < (select sum(share) from shares)
   into taken, v_halted, v_unknown, v_blocked, overtaken
   from judged;
 
@@ -260,12 +315,13 @@ begin
   return next;
 end
 $$;
-comment on function procjobs.take_jobs(text[], text[], integer, boolean, text[], text[], text[]) is
+comment on function procjobs.take_jobs(text[], text[], integer, boolean, text[], text[], text[], boolean) is
   'One pass of the claim: locks the next jobs, and sorts them into those that may run (taken) and those set aside '
-  'because their task is paused or unknown, or their lock is held. overtaken: other claims hold some of the jobs in front.';
+  'because their task is paused or unknown, or their lock is held. p_only_known: looks only at jobs of these tasks. overtaken: other claims hold some of the jobs in front.';
 
+drop function if exists procjobs.claim_judged(bigint, text[], integer, text[], jsonb);
 create or replace function procjobs.claim_judged(
-  p_worker bigint, p_queues text[], p_max_jobs integer, p_tasks text[], p_timeouts jsonb
+  p_worker bigint, p_queues text[], p_max_jobs integer, p_tasks text[], p_timeouts jsonb, p_only_known boolean
 )
 returns bigint[]
 language plpgsql
@@ -308,11 +364,14 @@ begin
       where q <> all (v_paused_queues)
     );
     exit when cardinality(v_queues) = 0;
+    if p_only_known then
+      v_special_queues := v_queues;  -- it must not set aside what only others can run
+    end if;
 
     begin
       select t.taken, t.set_aside, t.overtaken into v_pass
       from procjobs.take_jobs(
-        p_tasks, v_queues, v_width, v_with_locks, v_paused_queues, v_paused_tasks, v_special_queues
+        p_tasks, v_queues, v_width, v_with_locks, v_paused_queues, v_paused_tasks, v_special_queues, p_only_known
       ) t;
 
       v_ids := v_pass.taken[1:v_missing];
@@ -340,8 +399,8 @@ begin
   return v_started;
 end
 $$;
-comment on function procjobs.claim_judged(bigint, text[], integer, text[], jsonb) is
-  'The claim where jobs must be judged: locks, limits, unknown and paused tasks, several queues, fair and ageing ones. '
+comment on function procjobs.claim_judged(bigint, text[], integer, text[], jsonb, boolean) is
+  'The claim where jobs must be judged: locks, limits, unknown and paused tasks, several queues, fair and ageing ones; p_only_known: for sessions, which look at nothing else. '
   'Returns the jobs that it started.';
 
 create or replace function procjobs.start_jobs(p_ids bigint[], p_worker bigint, p_timeouts jsonb, p_keys jsonb)
@@ -403,7 +462,9 @@ declare
 begin
   -- In one look, since a claim of a few jobs must be quick.
   select
-    w.tasks,
+    -- A worker asks at each heartbeat which SQL tasks it may run, so that no claim has to look.
+    case when w.kind = 'session' then procjobs.runnable_sql_tasks(session_user) else w.tasks || w.sql_tasks end as tasks,
+    w.kind = 'session' as session,
     exists (select from public.procrastinate_jobs j where j.status = 'todo' and j.pj_waits_for = 'task') as parked,
     array(select s.name::text from procjobs.queue_settings s where s.paused_at is not null or s.fair or s.ageing is not null) as special,
     array(select s.task::text from procjobs.task_settings s where s.paused_at is not null) as paused,
@@ -429,7 +490,7 @@ begin
   end if;
 
   -- Most claims find one queue whose next jobs need no judging: no lock, a task that is known and not paused, no limits.
-  if cardinality(v_queues) = 1 and not v_context.limited and v_queues[1] <> all (v_context.special) then
+  if cardinality(v_queues) = 1 and not v_context.limited and not v_context.session and v_queues[1] <> all (v_context.special) then
     return query
     with taken as (
       update public.procrastinate_jobs j
@@ -482,7 +543,7 @@ begin
   end if;
 
   -- Only when it is done: rows that were returned would stay returned if the pass that took them is undone.
-  v_started := procjobs.claim_judged(p_worker, p_queues, p_max_jobs, v_context.tasks, v_context.timeouts);
+  v_started := procjobs.claim_judged(p_worker, p_queues, p_max_jobs, v_context.tasks, v_context.timeouts, v_context.session);
   if v_started <> '{}' then
     return query
     select

@@ -3,7 +3,10 @@
 -- Lock order:  procrastinate_jobs by id, skipping locked rows.
 -- The worker stops a job by itself when its time is over. This is for a worker that lives but is stuck, or is not ours.
 
-create or replace function procjobs.stop_overdue_jobs(p_grace interval default '10 seconds', p_max_jobs integer default 1000)
+drop function if exists procjobs.stop_overdue_jobs(interval, integer);
+create or replace function procjobs.stop_overdue_jobs(
+  p_grace interval default '10 seconds', p_max_jobs integer default 1000, p_workers bigint[] default null
+)
 returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -21,6 +24,7 @@ begin
       and j.pj_deadline < v_now - p_grace
       and j.pj_deadline > j.pj_started_at
       and not j.abort_requested
+      and (p_workers is null or j.worker_id = any (p_workers))
     order by j.pj_deadline
     limit p_max_jobs
     for update skip locked
@@ -42,6 +46,6 @@ begin
   return v_count;
 end
 $$;
-comment on function procjobs.stop_overdue_jobs(interval, integer) is
-  'Asks running jobs to stop that are over their deadline by a grace: their worker should have ended them by itself. '
+comment on function procjobs.stop_overdue_jobs(interval, integer, bigint[]) is
+  'Asks running jobs (of these workers; null: of any) to stop that are over their deadline by a grace: their worker should have ended them by itself. '
   'They end as failed with JobTimeout and are retried by policy. Returns how many. Upkeep calls it.';

@@ -25,6 +25,7 @@ as $$
   from procjobs.worker_state w
   where w.dead_at is null
     and w.stopped_at is null
+    and w.kind <> 'session'
     and w.last_heartbeat < procjobs.clock() - w.lease
   union all
   select 'warning', 'workers',
@@ -86,7 +87,7 @@ as $$
   from public.procrastinate_jobs j
   where j.status = 'todo'
     and j.pj_waits_for = 'task'
-    and not exists (select from procjobs.live_workers() w where j.task_name = any (w.tasks))
+    and not exists (select from procjobs.live_workers() w where j.task_name = any (procjobs.known_tasks(w)))
   group by j.task_name
 $$;
 comment on function procjobs.doctor_queues() is 'What is wrong with queues and tasks: nobody listens, long waits, forgotten pauses, unknown tasks.';

@@ -59,6 +59,20 @@ as $$
 $$;
 comment on function procjobs.live_workers() is 'Workers that claim jobs: registered, not leaving, heard of within their lease.';
 
+create or replace function procjobs.known_tasks(p_worker procjobs.worker_state)
+returns text[]
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select case
+    when p_worker.runs_sql then p_worker.tasks || procjobs.runnable_sql_tasks(p_worker.login)
+    else p_worker.tasks
+  end
+$$;
+comment on function procjobs.known_tasks(procjobs.worker_state) is
+  'The tasks a worker knows: its own, and the SQL tasks that its login may run.';
+
 create or replace function procjobs.lock_reason(p_job public.procrastinate_jobs)
 returns text
 language plpgsql
@@ -122,7 +136,7 @@ begin
   from (
     select
       w.queues is null or p_job.queue_name = any (w.queues) as listens,
-      p_job.task_name = any (w.tasks) as knows,
+      p_job.task_name = any (procjobs.known_tasks(w)) as knows,
       w.concurrency,
       (select count(*) from public.procrastinate_jobs j where j.worker_id = w.id and j.status = 'doing') as running
     from procjobs.live_workers() w
@@ -140,7 +154,14 @@ begin
   return case
     when v_live = 0 then 'no worker is alive: start one with procjobs worker'
     when v_listening = 0 then format('no live worker listens to queue %s', p_job.queue_name)
-    when v_knowing = 0 then format('no live worker knows task %s', p_job.task_name)
+    when v_knowing = 0 then coalesce(
+      (
+        select format('no live worker may run SQL task %s: %s registered it%s', t.name, t.registered_by, ' to run as ' || t.run_as)
+        from procjobs.tasks t
+        where t.name = p_job.task_name
+          and t.routine is not null
+      ),
+      format('no live worker knows task %s', p_job.task_name))
     when v_able = 0 then format('no live worker both listens to queue %s and knows task %s', p_job.queue_name, p_job.task_name)
     when v_taken >= v_slots then format('all %s slots of its workers are taken', v_slots)
   end;

@@ -3,6 +3,23 @@
 -- Lock order:  one row of job_progress, or one of procrastinate_jobs.
 -- Nobody pays for a waiter that is not there: the end of a job is announced only where pj_awaited is set.
 
+create or replace function procjobs.check_percent(p_percent double precision)
+returns void
+language plpgsql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_percent not between 0 and 100 then
+    raise exception 'progress cannot be % percent', p_percent
+      using errcode = 'PJ009',
+            detail = 'it lies between 0 and 100',
+            hint = 'Pass null with a message where there is no number.';
+  end if;
+end
+$$;
+comment on function procjobs.check_percent(double precision) is 'Raises PJ009 for a percentage that is none.';
+
 create or replace function procjobs.report_progress(
   p_job_id bigint, p_lease integer, p_percent double precision, p_message text default null
 )
@@ -13,12 +30,7 @@ set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 as $$
 begin
-  if p_percent not between 0 and 100 then
-    raise exception 'progress cannot be % percent', p_percent
-      using errcode = 'PJ009',
-            detail = 'it lies between 0 and 100',
-            hint = 'Pass null with a message where there is no number.';
-  end if;
+  perform procjobs.check_percent(p_percent);
   -- `is not distinct from` keeps the planner on the primary key, as in finish.sql.
   if not exists (
     select
@@ -44,6 +56,32 @@ $$;
 comment on function procjobs.report_progress(bigint, integer, double precision, text) is
   'Notes how far a running job has come, in percent and words. False, and nothing noted, when the lease is not the current one. '
   'Definer: the worker role has no rights on tables.';
+
+create or replace function procjobs.progress(percent double precision, message text default null)
+returns boolean
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_job text[] := string_to_array(nullif(current_setting('procjobs.job', true), ''), '/');
+begin
+  perform procjobs.check_percent(progress.percent);
+  if v_job is null then
+    return false;
+  elsif current_setting('procjobs.reports', true) = 'notice' then
+    -- The worker hears it at once and writes it down over another connection: it is seen before this transaction ends.
+    raise info using errcode = '01PJ1',
+                     message = jsonb_build_object('percent', progress.percent, 'message', left(progress.message, 1000))::text;
+    return true;
+  end if;
+  return procjobs.report_progress(v_job[1]::bigint, v_job[2]::integer, progress.percent, progress.message);
+end
+$$;
+comment on function procjobs.progress(double precision, text) is
+  'Called in the routine of an SQL task: how far it has come, in percent (null: no number) and words. In a worker it is seen at once, '
+  'in procjobs.run_sql_jobs from the next commit on. False, and nothing noted, where no job runs. '
+  'Definer: the role as which the routine runs has no rights on tables.';
 
 create or replace function procjobs.forget_progress()
 returns integer

@@ -17,6 +17,7 @@ begin
     from procjobs.worker_state w
     where w.dead_at is null
       and w.stopped_at is null
+      and w.kind <> 'session'
       -- Also from the future, as after the clock was set back: who lives beats before the second look.
       and w.last_heartbeat not between v_now - w.lease and v_now + w.lease
     order by w.id
@@ -150,6 +151,8 @@ begin
 
   if v_worker.stopped_at is not null and v_worker.dead_at is null then
     v_result := procjobs.settle_job(v_job, '{"outcome": "released", "started": "true"}');
+  elsif v_worker.kind = 'session' then
+    v_result := procjobs.settle_lost_session(v_job, v_worker);
   else
     v_result := procjobs.settle_crash(
       v_job,
@@ -190,7 +193,7 @@ declare
   v_id bigint;
   v_count integer := 0;
 begin
-  perform procjobs.mark_dead_workers();
+  perform procjobs.mark_dead_workers(), procjobs.watch_sessions();
 
   -- More than are rescued in one go, so that some that cannot be do not keep the others for ever.
   foreach v_id in array procjobs.stranded_jobs(3 * p_max_jobs) loop

@@ -312,11 +312,13 @@ $$;
 comment on function procjobs.resume_paused_jobs(integer) is
   'Lets go jobs that were set aside while their task was paused, when it no longer is. Returns how many. Upkeep calls it.';
 
+drop function if exists procjobs.list_tasks();
 create or replace function procjobs.list_tasks()
 returns table (
   task text, queue text, priority integer, max_attempts integer, backoff_base interval, backoff_cap interval,
   backoff_jitter boolean, timeout interval, registered jsonb, settings jsonb, set_at timestamptz, set_by text,
-  paused_at timestamptz, paused_by text, pause_reason text, execution text, description text
+  paused_at timestamptz, paused_by text, pause_reason text, execution text, description text,
+  routine text, run_as text
 )
 language sql
 stable

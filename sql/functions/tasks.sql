@@ -24,6 +24,18 @@ begin
             hint = 'Names have 1 to 128 characters: app.task(name="...").';
   end if;
 
+  select t.name into v_name
+  from procjobs.tasks t
+  join jsonb_array_elements(p_tasks) e on e.value ->> 'name' = t.name
+  where t.routine is not null
+  limit 1;
+  if found then
+    raise exception 'task % is an SQL task of this database', quote_literal(v_name)
+      using errcode = 'PJ016',
+            detail = 'procjobs.register_sql_task made it, and a worker now brings one of the same name',
+            hint = format('Rename one of them, or: select procjobs.drop_sql_task(%L).', v_name);
+  end if;
+
   -- Only what changed is written: a hundred workers that start with the same code write nothing.
   insert into procjobs.tasks as known (
     name, queue, priority, args_schema, execution, max_attempts, backoff_base, backoff_cap, backoff_jitter, timeout,
@@ -68,4 +80,4 @@ end
 $$;
 comment on function procjobs.register_tasks(jsonb, text) is
   'Makes tasks known: an array of {name, queue, priority, args_schema, execution, max_attempts, backoff_base, backoff_cap (seconds), backoff_jitter, timeout (seconds), uniqueness, description}. '
-  'Workers call it when they start. Returns how many were new or changed. Definer: the worker role has no rights on tables.';
+  'Workers call it when they start. Returns how many were new or changed. A name of an SQL task: PJ016. Definer: the worker role has no rights on tables.';

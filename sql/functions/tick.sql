@@ -14,6 +14,7 @@ as $$
   from procjobs.worker_state w
   where w.dead_at is null
     and w.stopped_at is null
+    and w.kind <> 'session'
     and w.last_heartbeat >= procjobs.clock() - w.lease
 $$;
 comment on function procjobs.living_processes() is 'Workers and schedulers that were heard of within their lease.';

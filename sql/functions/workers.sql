@@ -2,6 +2,7 @@
 -- Owns:        worker_state, and this worker's row of procrastinate_workers (upstream's tools read its heartbeat).
 -- Lock order:  worker_state by id, procrastinate_workers, then procrastinate_jobs.
 
+drop function if exists procjobs.register_worker(text, text, integer, text, text[], text[], integer, interval, interval);
 create or replace function procjobs.register_worker(
   p_name text,
   p_host text,
@@ -11,7 +12,8 @@ create or replace function procjobs.register_worker(
   p_tasks text[],
   p_concurrency integer,
   p_heartbeat_every interval,
-  p_lease interval
+  p_lease interval,
+  p_runs_sql boolean default false
 )
 returns bigint
 language plpgsql
@@ -34,16 +36,18 @@ begin
   returning id into v_id;
 
   insert into procjobs.worker_state (
-    id, name, host, pid, version, queues, tasks, concurrency, heartbeat_every, lease, started_at, last_heartbeat
+    id, name, host, pid, version, queues, tasks, concurrency, heartbeat_every, lease, started_at, last_heartbeat,
+    runs_sql, login, sql_tasks
   )
   values (
-    v_id, p_name, p_host, p_pid, p_version, p_queues, p_tasks, p_concurrency, p_heartbeat_every, p_lease, v_now, v_now
+    v_id, p_name, p_host, p_pid, p_version, p_queues, p_tasks, p_concurrency, p_heartbeat_every, p_lease, v_now, v_now,
+    p_runs_sql, session_user, case when p_runs_sql then procjobs.runnable_sql_tasks(session_user) end
   );
   return v_id;
 end
 $$;
-comment on function procjobs.register_worker(text, text, integer, text, text[], text[], integer, interval, interval) is
-  'Makes a worker known, with the queues it claims from (null: all) and the tasks it knows. Returns its id. '
+comment on function procjobs.register_worker(text, text, integer, text, text[], text[], integer, interval, interval, boolean) is
+  'Makes a worker known, with the queues it claims from (null: all) and the tasks it knows; p_runs_sql: SQL tasks too. Returns its id. '
   'Definer: the worker role has no rights on tables.';
 
 create or replace function procjobs.heartbeat(p_worker bigint)
@@ -58,7 +62,9 @@ declare
   v_now timestamptz := procjobs.clock();
 begin
   update procjobs.worker_state
-  set last_heartbeat = v_now, suspected_at = null
+  set last_heartbeat = v_now,
+      suspected_at = null,
+      sql_tasks = case when runs_sql then procjobs.runnable_sql_tasks(session_user) end
   where id = p_worker
     and dead_at is null
     and stopped_at is null;

@@ -24,7 +24,9 @@ select
   s.paused_by,
   s.pause_reason,
   t.execution,
-  t.description
+  t.description,
+  t.routine,
+  t.run_as
 from procjobs.tasks t
 left join procjobs.task_settings s on s.task = t.name;
 comment on view procjobs.task_policies is
@@ -46,3 +48,5 @@ comment on column procjobs.task_policies.paused_by is 'Who paused it.';
 comment on column procjobs.task_policies.pause_reason is 'Why.';
 comment on column procjobs.task_policies.execution is 'Where it runs: async, thread, process or sql.';
 comment on column procjobs.task_policies.description is 'First line of its docstring.';
+comment on column procjobs.task_policies.routine is 'Function or procedure that is its body, of an SQL task.';
+comment on column procjobs.task_policies.run_as is 'Role with whose rights that runs; null: the worker''s.';

@@ -11,7 +11,7 @@ from .conftest import SEND, Sql, Worker
 
 ENQUEUE = {
     "defer", "defer_many", "debounce", "throttle", "enqueue", "enqueue_jobs", "create_batch", "seal_batch",
-    "enqueue_notification_job", "check_arguments", "job_status", "clock", "may_set_clock",
+    "enqueue_notification_job", "check_arguments", "job_status", "clock", "may_set_clock", "time_set",
 }  # fmt: skip
 
 CRON = {
@@ -41,7 +41,7 @@ MAY_EXECUTE = {
         "explain_claim", "claim_plans", "say_span",
         "list_tasks", "list_limits", "list_batches",
         "why_not_running", "job_timeline", "list_jobs", "job_report", "list_queues", "list_workers", "job_status",
-        "may_see_arguments", "late_note", "say_time", "raise_job_not_found", "clock", "may_set_clock",
+        "may_see_arguments", "late_note", "say_time", "raise_job_not_found", "clock", "may_set_clock", "time_set",
         "list_retention", "list_retention_passes",
         "list_dead_groups", "list_dead_letters", "jobs_as_of", "job_transitions",
         "preview_schedule", "list_schedules", "list_schedule_history", "list_alerts", "cron_timezone", "schedule_hold",
@@ -54,6 +54,24 @@ MAY_EXECUTE = {
         "schedule", "schedule_for", "unschedule", "pause_schedule", "resume_schedule", "run_now", "backfill",
         "set_schedule_group", "set_cron_timezone", "declare_schedules", "tick", "close_alert", "set_backlog_alert"},
 }  # fmt: skip
+
+SQL_JOBS = {
+    "procjobs_producer": {"progress"},
+    "procjobs_worker": {
+        "progress", "open_sql_job", "close_sql_job", "stop_sessions", "sessions_to_stop", "note_stop", "run_sql_jobs",
+        "call_sql_procedure", "open_session", "close_session", "leave_session", "next_sql_job", "end_sql_job",
+        "sql_problem", "stopwatch", "keep_time", "hear_pg_cron", "lost_sessions", "note_last_words",
+    },
+    "procjobs_reader": {
+        "pg_cron_status", "pg_cron_place", "pg_cron_wanted", "pg_cron_vacuum", "pg_cron_prefix", "pg_cron_facts_query",
+        "pg_cron_findings", "pg_cron_absence", "wall_clock",
+    },
+    "procjobs_admin": {
+        "register_sql_task", "put_sql_task", "find_routine", "drop_sql_task",
+        "pg_cron_install", "pg_cron_script", "pg_cron_remove", "pg_cron_removal",
+    },
+}  # fmt: skip
+MAY_EXECUTE = {role: functions | SQL_JOBS[role] for role, functions in MAY_EXECUTE.items()}
 
 #: (role, relation) -> privileges
 MAY_USE = {
@@ -186,7 +204,9 @@ def test_other_functions_pin_their_path_too_unless_they_are_to_be_inlined(sql: S
              and not coalesce(p.proconfig @> array['search_path=pg_catalog, pg_temp'], false)
            order by 1"""
     )
-    assert loose == [("clock",), ("cron_next",), ("is_plain",), ("is_small",), ("limit_key",), ("limit_room",)]
+    inlined = ["clock", "cron_next", "is_plain", "is_small", "limit_key", "limit_room"]
+    committing = ["call_sql_procedure", "keep_time", "run_sql_jobs"]  # procedures with a SET clause may not commit
+    assert loose == [(name,) for name in sorted(inlined + committing)]
 
 
 def test_what_runs_with_the_owners_rights_is_an_entry_point_of_some_role(sql: Sql) -> None:

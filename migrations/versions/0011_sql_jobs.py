@@ -1,0 +1,16 @@
+"""Tasks whose body is a routine in SQL, and sessions that run them."""
+
+from procjobs.migrate import apply
+
+revision = "0011"
+down_revision = "0010"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    apply("0011_sql_jobs.sql")
+
+
+def downgrade() -> None:
+    apply("0011_sql_jobs_down.sql")
