@@ -95,6 +95,31 @@ class Calls:
         found = await self.rows(function, as_=as_, **args)
         return found[0] if found else None
 
+    async def call(self, procedure: str, *, say: Callable[[str], None] | None = None, **args: Any) -> Any:
+        """CALL a procedure of `procjobs`, which may commit; the first thing that it gives back, or None.
+
+        say: told each notice, with its hint.
+        """
+        query = call_query(procedure, list(args)).replace("select * from", "call", 1)
+
+        def hear(notice: psycopg.errors.Diagnostic) -> None:
+            if say is not None:
+                say("; ".join(part for part in (notice.message_primary, notice.message_hint) if part))
+
+        try:
+            async with self.connection() as connection:
+                connection.add_notice_handler(hear)
+                try:
+                    cursor = await connection.execute(query, {k: _adapt(v) for k, v in args.items()})
+                    found = await cursor.fetchone() if cursor.description else None
+                finally:
+                    connection.remove_notice_handler(hear)
+        except PoolTimeout as error:
+            raise DatabaseUnavailable(str(error)) from error
+        except psycopg.Error as error:
+            raise translate(error) from error
+        return next(iter(found.values())) if found else None
+
     async def value(self, function: str, **args: Any) -> Any:
         """The first column of the first row of `procjobs.function(...)`, or None."""
         found = await self.rows(function, **args)

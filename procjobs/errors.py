@@ -25,6 +25,8 @@
      |    +-- UnknownGroup          PJ021
      |    +-- UnknownUpdate         PJ022
      |    +-- InvalidNotification   PJ023
+     |    +-- InvalidPolicy         PJ030
+     |    +-- UnknownPolicy         PJ031
      +-- JobTimeout               a run took longer than its task's timeout
      +-- JobFailed                the job that was waited for is a dead letter
      +-- JobCancelled             the job that was waited for was cancelled
@@ -56,6 +58,7 @@ __all__ = [
     "InvalidName",
     "InvalidNotification",
     "InvalidOption",
+    "InvalidPolicy",
     "InvalidRoutine",
     "InvalidState",
     "InvalidTrigger",
@@ -71,6 +74,7 @@ __all__ = [
     "ServerError",
     "SettingsError",
     "UnknownGroup",
+    "UnknownPolicy",
     "UnknownRecipient",
     "UnknownTask",
     "UnknownUpdate",
@@ -289,6 +293,18 @@ class InvalidNotification(DatabaseError):
     """Notification type, urgency, delivery method or content outside what can be delivered."""
 
     code = "PJ023"
+
+
+class InvalidPolicy(DatabaseError):
+    """A policy for a table that does not fit it, or whose role lacks a right or cannot be taken on."""
+
+    code = "PJ030"
+
+
+class UnknownPolicy(DatabaseError):
+    """No table's policy has this name."""
+
+    code = "PJ031"
 
 
 def _subclasses(cls: type[DatabaseError]) -> list[type[DatabaseError]]:

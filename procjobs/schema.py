@@ -39,7 +39,7 @@ class Resources:
         return max(path.name[:4] for path in (self.migrations / "versions").glob("[0-9]*.py"))
 
     def files(self) -> list[Path]:
-        """The files of `sql/` in the order they are applied; the host's own and the owners come after them."""
+        """The files of `sql/` in the order they are applied; the host's own, schedules and owners come after them."""
         ordered = [self.sql / "roles.sql"]
         ordered += sorted((self.sql / "functions").glob("*.sql"))
         ordered += sorted((self.sql / "functions" / "packs").glob("*.sql"))
@@ -79,7 +79,8 @@ class Plan:
 
     def files(self) -> list[Path]:
         host = self.host or self.resources.sql / "host_default.sql"
-        return [*self.resources.files(), *([host] if host.exists() else []), self.resources.sql / "owners.sql"]
+        ends = [self.resources.sql / name for name in ("schedules.sql", "owners.sql")]
+        return [*self.resources.files(), *([host] if host.exists() else []), *ends]
 
     def checksum(self, upstream_schema: str) -> str:
         mark = hashlib.sha256(upstream_schema.encode())

@@ -153,6 +153,14 @@ def _color(value: Any) -> str:
     return found.lower()
 
 
+def _uploads(value: Any) -> str:
+    found = _text(str(value) if isinstance(value, Path) else value)
+    parts = urlsplit(found)
+    if "://" in found and (parts.scheme != "s3" or not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,62}", parts.netloc)):
+        raise ValueError("write a folder, or a bucket as s3://bucket or s3://bucket/prefix/")
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that can be configured. Times are in seconds. None means unset."""
@@ -197,6 +205,13 @@ class Settings:
     smtp_timeout: float = _setting(20.0, _seconds(0.1, 600), "Time the mail server gets for each answer")
     mail_from: str = _setting("procjobs <procjobs@localhost>", _address, "Sender of mails")
     mail_reply_to: str | None = _setting(None, _address, "Where answers to mails go")
+
+    uploads_at: str | None = _setting(None, _uploads, "Where uploaded files are: a folder, or s3://bucket/prefix")
+    uploads_keep: float = _setting(86400.0, _seconds(0, 31_536_000), "Files that no row refers to are kept for so long")
+    uploads_endpoint: str | None = _setting(None, _url, "Address of an S3 that is not Amazon's")
+    uploads_region: str = _setting("us-east-1", _text, "Region of the bucket")
+    uploads_access_key: str | None = _setting(None, _text, "Access key of the bucket")
+    uploads_secret_key: str | None = _setting(None, _text, "Secret key of the bucket", secret=True)
 
     brand_name: str = _setting("procjobs", _text, "Name in mails and on pages")
     brand_logo_url: str | None = _setting(None, _url, "Logo in mails")
@@ -287,6 +302,8 @@ def _of_file(config: Path | None, environ: Mapping[str, str]) -> Iterator[tuple[
     for name, value in _flat({key: content[key] for key in content if key not in (_SCHEDULES, _ENVIRONMENTS)}):
         if name in {"data", "host_sql"} and isinstance(value, str):
             value = path.parent / Path(value).expanduser()  # where the file lies, wherever one stands
+        elif name == "uploads_at" and isinstance(value, str) and "://" not in value:
+            value = str(path.parent / Path(value).expanduser())
         yield name, (value, str(path))
 
 
@@ -371,6 +388,10 @@ def _conflicts(settings: Settings) -> list[str]:
             f"lease = {settings.lease:g} is less than two heartbeat intervals of {settings.heartbeat_interval:g}:"
             " raise lease or lower heartbeat_interval"
         )
+    if (settings.uploads_at or "").startswith("s3://") and not (
+        settings.uploads_access_key and settings.uploads_secret_key
+    ):
+        problems.append("uploads_at is a bucket: set uploads_access_key and uploads_secret_key")
     if settings.smtp_password and not settings.smtp_user:
         problems.append("smtp_password is set without smtp_user: set both or neither")
     return problems

@@ -59,6 +59,14 @@ declare
   v_role text;
   v_names text[];
   v_object text;
+  v_tables constant text[] := '{
+    run_retention, count_retention, work_retention, cleanup_removed_team_members, cleanup_expired_sessions,
+    cleanup_expired_email_verification_tokens, cleanup_expired_password_reset_tokens, expire_deliverables, cleanup_expired_invitations,
+    cleanup_audit_logs, cleanup_logs, cleanup_old_jobs, process_job_queue, retry_failed_jobs,
+    forget_ended_jobs, clean_table, table_policy, begin_cleaning, begin_as, find_due_rows, work_due_rows, clean_step, clean_pace,
+    note_cleaning, progress, stopwatch, count_due_rows, expect_rows, say_referenced, end_cleaning, finish_cleaning, raise_cleaning, clock, wall_clock,
+    table_leaves, time_column, assigned_values, due_rows, references_to, cleaning_statements, raise_policy
+  }';
   v_cron constant text[] := '{
     cron_next, cron_preview, cron_slots, check_cron,
     cron_zone, cron_fields, cron_field, cron_item, cron_value, cron_bits, cron_first, cron_after, cron_again, cron_wall,
@@ -89,6 +97,7 @@ begin
       doctor, doctor_server, doctor_horizon, doctor_logins, doctor_tables, doctor_fleet, explain_claim, claim_plans, say_span,
       list_limits, list_batches, list_tasks, why_not_running, job_timeline, list_jobs, job_report, list_queues, list_workers, job_status,
       may_see_arguments, late_note, say_time, raise_job_not_found, clock, may_set_clock, time_set,
+       list_table_policies, list_table_runs, policy_fault, time_column, assigned_values,
       list_retention, list_retention_passes, list_dead_groups, list_dead_letters, jobs_as_of, job_transitions,
       preview_schedule, list_schedules, list_schedule_history, list_alerts, cron_timezone, schedule_hold,
       pg_cron_status, pg_cron_place, pg_cron_wanted, pg_cron_vacuum, pg_cron_prefix, pg_cron_facts_query, pg_cron_findings, pg_cron_absence, wall_clock
@@ -96,10 +105,16 @@ begin
     ('procjobs_admin', '{
       register_sql_task, put_sql_task, find_routine, drop_sql_task, pg_cron_install, pg_cron_script, pg_cron_remove, pg_cron_removal,
       set_limit, drop_limit, set_queue, set_task, reset_task, pause_task, resume_task, edit_job, cancel_jobs, retry_jobs, discard_jobs,
-      set_retention, drop_retention, run_retention, redrive, purge_dead_letters, cancel, retry, pause_queue, resume_queue,
+      set_table_policy, drop_table_policy, store_table_policy, policy_rights, policy_warnings, check_policy_parses, check_may_become, policy_in_words,
+      set_retry_rule, drop_retry_rule,
+      set_retention, drop_retention, redrive, purge_dead_letters, cancel, retry, pause_queue, resume_queue,
       schedule, schedule_for, unschedule, pause_schedule, resume_schedule, run_now, backfill, set_schedule_group, set_cron_timezone,
       declare_schedules, tick, close_alert, set_backlog_alert
     }'),
+    ('procjobs_worker', '{tables_to_vacuum, note_vacuum, unreferenced_files}'),
+    -- These act on the application's tables with their caller's rights: what they are made of is granted too.
+    ('procjobs_worker', v_tables),
+    ('procjobs_admin', v_tables),
     -- They read no table and run with their caller's rights: what they are made of is granted too.
     ('procjobs_producer', v_cron),
     ('procjobs_worker', v_cron),
@@ -119,7 +134,7 @@ begin
 
   for v_role, v_names in values
     ('procjobs_producer', '{tasks}'),
-    ('procjobs_reader', '{limit_use, task_policies, bulk_log, jobs, batches, dead_letters, dead_letter_groups, retention, retention_passes, attempts, actions, queues, workers, tasks, schedule_list, schedule_history, schedule_stats, schedule_group_list, schedulers, alerts}'),
+    ('procjobs_reader', '{limit_use, task_policies, bulk_log, jobs, batches, dead_letters, dead_letter_groups, retention, retention_passes, table_retention, table_retention_runs, retry_rules, attempts, actions, queues, workers, tasks, schedule_list, schedule_history, schedule_stats, schedule_group_list, schedulers, alerts}'),
     ('procjobs_admin', '{notification_jobs, notification_delivery_logs}')
   loop
     continue when to_regrole(v_role) is null;

@@ -163,6 +163,87 @@ create table if not exists procjobs_demo.calendar_members (
   primary key (calendar_id, person_id)
 );
 
+-- What grows old: tables whose rows are deleted, or marked, after a time. The policies for them stand at the end.
+
+create index if not exists memberships_removed on procjobs_demo.memberships (removed_at) where removed_at is not null;
+
+create table if not exists procjobs_demo.sessions (
+  id uuid primary key default gen_random_uuid(),
+  person_id uuid not null references procjobs_demo.people (id) on delete cascade,
+  token_hash bytea not null unique,
+  created_at timestamptz not null default now(),
+  expires_at timestamptz not null
+);
+create index if not exists sessions_expires on procjobs_demo.sessions (expires_at);
+create index if not exists sessions_person on procjobs_demo.sessions (person_id);
+
+create table if not exists procjobs_demo.email_verification_tokens (
+  id uuid primary key default gen_random_uuid(),
+  person_id uuid not null references procjobs_demo.people (id) on delete cascade,
+  token_hash bytea not null unique,
+  expires_at timestamptz not null
+);
+create index if not exists email_verification_tokens_expires on procjobs_demo.email_verification_tokens (expires_at);
+create index if not exists email_verification_tokens_person on procjobs_demo.email_verification_tokens (person_id);
+
+create table if not exists procjobs_demo.password_reset_tokens (
+  id uuid primary key default gen_random_uuid(),
+  person_id uuid not null references procjobs_demo.people (id) on delete cascade,
+  token_hash bytea not null unique,
+  expires_at timestamptz not null
+);
+create index if not exists password_reset_tokens_expires on procjobs_demo.password_reset_tokens (expires_at);
+create index if not exists password_reset_tokens_person on procjobs_demo.password_reset_tokens (person_id);
+
+create table if not exists procjobs_demo.deliverables (
+  id uuid primary key default gen_random_uuid(),
+  project_id uuid not null references procjobs_demo.projects (id) on delete cascade,
+  name text not null,
+  status text not null default 'delivered' check (status in ('draft', 'delivered', 'expired')),
+  delivered_at timestamptz
+);
+create index if not exists deliverables_delivered on procjobs_demo.deliverables (delivered_at) where status = 'delivered';
+create index if not exists deliverables_project on procjobs_demo.deliverables (project_id);
+
+create table if not exists procjobs_demo.invitations (
+  id uuid primary key default gen_random_uuid(),
+  organization_id uuid not null references procjobs_demo.organizations (id) on delete cascade,
+  email text not null,
+  status text not null default 'pending' check (status in ('pending', 'accepted', 'revoked')),
+  expires_at timestamptz not null
+);
+create index if not exists invitations_expires on procjobs_demo.invitations (expires_at);
+create index if not exists invitations_organization on procjobs_demo.invitations (organization_id);
+
+create table if not exists procjobs_demo.audit_logs (
+  id bigint generated always as identity primary key,
+  person_id uuid references procjobs_demo.people (id) on delete set null,
+  action text not null,
+  created_at timestamptz not null default now()
+);
+create index if not exists audit_logs_created on procjobs_demo.audit_logs (created_at);
+create index if not exists audit_logs_person on procjobs_demo.audit_logs (person_id);
+
+create table if not exists procjobs_demo.logs (
+  id bigint generated always as identity primary key,
+  level text not null default 'info',
+  message text not null,
+  created_at timestamptz not null default now()
+);
+create index if not exists logs_created on procjobs_demo.logs (created_at);
+
+-- A file that was uploaded, and the update that shows it; null until somebody posts it.
+create table if not exists procjobs_demo.uploads (
+  id uuid primary key default gen_random_uuid(),
+  person_id uuid not null references procjobs_demo.people (id) on delete cascade,
+  update_id uuid references procjobs_demo.updates (id) on delete set null,
+  key text not null unique,
+  created_at timestamptz not null default now()
+);
+create index if not exists uploads_unused on procjobs_demo.uploads (created_at) where update_id is null;
+create index if not exists uploads_person on procjobs_demo.uploads (person_id);
+create index if not exists uploads_update on procjobs_demo.uploads (update_id);
+
 create or replace view procjobs.host_people as
 select p.id, p.name, p.email, p.phone, p.timezone, p.is_admin, p.wants_reports, p.created_at, p.last_active_at
 from procjobs_demo.people p;
@@ -232,6 +313,10 @@ from procjobs_demo.calendars c;
 create or replace view procjobs.host_calendar_members as
 select m.calendar_id, m.person_id, m.provider, m.external_calendar_id
 from procjobs_demo.calendar_members m;
+
+create or replace view procjobs.host_uploads as
+select u.key
+from procjobs_demo.uploads u;
 
 create or replace function procjobs.host_find_person(p_email text)
 returns uuid
@@ -325,5 +410,29 @@ begin
   end if;
 end
 $$;
+
+-- How long the demo's rows are kept. What was set since by hand stays.
+select procjobs.set_table_policy(
+  p.name, 'procjobs_demo.' || p.table_name, p.column_name, p.keep::interval, condition => p.condition, action => p.action,
+  assignments => p.assignments::jsonb, run_as => case when to_regrole('procjobs_owner') is not null then 'procjobs_owner' end,
+  description => p.description
+)
+from (values
+  ('cleanup_removed_team_members', 'memberships', 'removed_at', '90 days', null, 'delete', null, 'Members 90 days after they were removed'),
+  ('cleanup_expired_sessions', 'sessions', 'expires_at', '0', null, 'delete', null, 'Sessions that have expired'),
+  ('cleanup_expired_email_verification_tokens', 'email_verification_tokens', 'expires_at', '0', null, 'delete', null,
+    'Tokens of address checks that have expired'),
+  ('cleanup_expired_password_reset_tokens', 'password_reset_tokens', 'expires_at', '0', null, 'delete', null,
+    'Tokens of forgotten passwords that have expired'),
+  ('expire_deliverables', 'deliverables', 'delivered_at', '365 days', 'status = ''delivered''', 'set', '{"status": "expired"}',
+    'Deliverables are open for a year'),
+  ('cleanup_expired_invitations', 'invitations', 'expires_at', '30 days', 'status <> ''accepted''', 'delete', null,
+    'Invitations 30 days after they expired'),
+  ('cleanup_audit_logs', 'audit_logs', 'created_at', '30 days', null, 'delete', null, 'The audit log, 30 days of it'),
+  ('cleanup_logs', 'logs', 'created_at', '90 days', null, 'delete', null, 'The log, 90 days of it'),
+  ('cleanup_orphaned_uploads', 'uploads', 'created_at', '1 day', 'update_id is null', 'delete', null,
+    'Uploads that nobody posted within a day')
+) as p (name, table_name, column_name, keep, condition, action, assignments, description)
+where not exists (select from procjobs.table_policies known where known.name = p.name);
 
 select procjobs.check_host_bindings();

@@ -87,3 +87,26 @@ def test_a_pass_is_run_and_logged(shell: Shell, sql: Any, mark: str) -> None:
     log = shell.json("retention", "log")
     assert [(row["what"], row["jobs"]) for row in log] == [("pass", 1), ("pass", 3), ("set", 0)]
     assert "all others, failed" in shell("retention", "log", "--limit", "1")
+
+
+def test_policies_of_tables_are_set_counted_worked_and_listed(shell: Shell, sql: Any) -> None:
+    sql("create table public.notes (id int primary key, at timestamptz, kind text)")
+    sql("create index on notes (at)")
+    sql("insert into notes select n, now() - make_interval(days => n), 'plain' from generate_series(1, 50) n")
+    sql("create table public.replies (note int references notes)")
+    sql("create index on replies (note)")
+    sql("insert into replies values (45)")
+    set_it = ("retention", "set-table", "old_notes", "notes", "at", "--keep", "30 days")
+    assert "delete rows of public.notes 30 days after at" in shell(*set_it)
+    assert shell("retention", "run", "old_notes", "--dry-run").endswith("20 rows are due\n")
+    assert shell("retention", "run", "old_notes").endswith("20 rows were done\n")
+    assert "public.replies refers to them (replies_note_fkey)" in shell.error
+    said = shell("retention", "runs", "old_notes")
+    assert "1 by public.replies (replies_note_fkey)" in said and "done" in said
+    (policy,) = (row for row in shell.json("retention", "tables") if row["name"] == "old_notes")
+    assert (policy["last_rows"], policy["last_run"], policy["table_name"]) == (20, "done", "public.notes")
+    words = shell(*set_it, "--set", '{"kind": "old"}', "--where", "id > 3", "--batch", "5", "--newest-first", "--off")
+    assert words == 'set kind = "old" in rows of public.notes 30 days after at where id > 3 (switched off)\n'
+    assert "old_notes" in shell("retention", "tables")
+    assert shell("retention", "drop-table", "old_notes") == "done\n"
+    assert shell("retention", "drop-table", "old_notes") == "there was no such policy\n"

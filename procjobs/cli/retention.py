@@ -1,4 +1,4 @@
-"""retention: how long jobs that ended are kept, and what was forgotten."""
+"""retention: how long jobs that ended are kept, and what was forgotten. The application's tables: `tables.py`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from procjobs.cli import tables
 from procjobs.cli.database import call, database_options
 from procjobs.cli.output import Column, age, json_option, print_json, print_table, text, when
 
@@ -97,11 +98,21 @@ def drop_policy(queue: str | None, task: str | None, state: str, dsn: str | None
 
 
 @retention.command("run")
-@click.option("--max", "max_rows", type=click.IntRange(1), default=5000, show_default=True, help="How many at most.")
+@click.argument("policy", required=False)
+@click.option("--max", "max_rows", type=click.IntRange(1), default=5000, show_default=True, help="Jobs at most.")
+@click.option("--dry-run", is_flag=True, help="Only say how many rows of the table would go.")
 @database_options
-def run_pass(max_rows: int, dsn: str | None, data: str | None) -> None:
-    """One pass now; workers do it by themselves, about once a minute."""
-    (row,) = call(dsn, data, "run_retention", p_max_rows=max_rows)
+def run_pass(policy: str | None, max_rows: int, dry_run: bool, dsn: str | None, data: str | None) -> None:
+    """One pass over jobs that ended; with POLICY: all that is due by this policy of a table.
+
+    Workers and schedules do both by themselves.
+    """
+    if policy is not None:
+        tables.work(dsn, data, policy, dry_run=dry_run)
+        return
+    if dry_run:
+        raise click.UsageError("--dry-run is for a table's policy: name it")
+    (row,) = call(dsn, data, "run_retention", max_rows=max_rows)
     count = row["run_retention"]
     click.echo("another pass is under way" if count is None else f"{count} jobs were forgotten")
 
@@ -117,3 +128,7 @@ def log(limit: int, as_json: bool, dsn: str | None, data: str | None) -> None:
         print_json(found)
     else:
         print_table(found, _PASSES, empty="Nothing was forgotten yet.")
+
+
+for _command in (tables.list_tables, tables.set_table, tables.drop_table, tables.list_runs):
+    retention.add_command(_command)

@@ -9,6 +9,6 @@ __all__ = ["blueprints"]
 
 def blueprints() -> list[Blueprint]:
     """The tasks of every pack, for `procjobs.app.default_app`."""
-    from procjobs.packs import notifications
+    from procjobs.packs import notifications, retention
 
-    return [notifications.blueprint]
+    return [notifications.blueprint, retention.blueprint]

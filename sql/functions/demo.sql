@@ -201,6 +201,73 @@ comment on function procjobs.seed_demo_business() is
   'Events, projects, subscriptions, a calendar (not fetched: its address leads nowhere) and a month of activity, in '
     'the demo.';
 
+create or replace function procjobs.seed_demo_old_rows()
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now timestamptz := procjobs.clock();
+begin
+  -- Of each kind some that the next clean-up finds, and some that it leaves.
+  insert into procjobs_demo.memberships (organization_id, person_id, role, joined_at, removed_at)
+  values (procjobs.demo_id('press'), procjobs.demo_id('aiko'), 'member', v_now - interval '200 days', v_now - interval '120 days')
+  on conflict do nothing;
+
+  insert into procjobs_demo.sessions (id, person_id, token_hash, created_at, expires_at)
+  select procjobs.demo_id('session ' || n), procjobs.demo_id((array['maya', 'tomas', 'aiko'])[1 + n % 3]), sha256(('session ' || n)::bytea),
+    v_now - make_interval(days => n), v_now - make_interval(days => n) + interval '14 days'
+  from generate_series(1, 40) n
+  on conflict do nothing;
+
+  insert into procjobs_demo.email_verification_tokens (id, person_id, token_hash, expires_at)
+  select procjobs.demo_id('check ' || n), procjobs.demo_id('liam'), sha256(('check ' || n)::bytea), v_now + make_interval(days => 1 - 2 * n)
+  from generate_series(0, 3) n
+  on conflict do nothing;
+
+  insert into procjobs_demo.password_reset_tokens (id, person_id, token_hash, expires_at)
+  select procjobs.demo_id('reset ' || n), procjobs.demo_id('priya'), sha256(('reset ' || n)::bytea), v_now + make_interval(hours => 1 - 5 * n)
+  from generate_series(0, 2) n
+  on conflict do nothing;
+
+  insert into procjobs_demo.deliverables (id, project_id, name, status, delivered_at)
+  select procjobs.demo_id('deliverable ' || d.name), procjobs.demo_id(d.project), d.name, 'delivered', v_now - d.ago
+  from (values
+    ('orchard', 'The Orchard, master', interval '400 days'),
+    ('orchard', 'The Orchard, stills', interval '390 days'),
+    ('northern', 'Trailer, third cut', interval '50 minutes')
+  ) d (project, name, ago)
+  on conflict do nothing;
+
+  insert into procjobs_demo.invitations (id, organization_id, email, expires_at)
+  select procjobs.demo_id('invitation ' || n), procjobs.demo_id('studio'), 'guest' || n || '@harbourlane.example',
+    v_now + interval '20 days' - make_interval(days => 30 * n)
+  from generate_series(0, 4) n
+  on conflict do nothing;
+
+  insert into procjobs_demo.audit_logs (person_id, action, created_at)
+  select procjobs.demo_id('tomas'), (array['role changed', 'exported', 'signed in'])[1 + n % 3], v_now - make_interval(hours => 12 * n)
+  from generate_series(1, 120) n
+  where not exists (select from procjobs_demo.audit_logs);
+
+  insert into procjobs_demo.logs (message, created_at)
+  select 'request ' || n || ' took ' || 20 + n * 7 % 90 || ' ms', v_now - make_interval(days => n)
+  from generate_series(0, 150) n
+  where not exists (select from procjobs_demo.logs);
+
+  insert into procjobs_demo.uploads (id, person_id, update_id, key, created_at)
+  select procjobs.demo_id('upload ' || u.key), procjobs.demo_id('maya'), case when u.posted then procjobs.demo_id('lake') end,
+    '2031/lake/' || u.key, v_now - u.ago
+  from (values
+    ('jetty.jpg', true, interval '1 day'), ('ducks.jpg', true, interval '1 day'),
+    ('blurred.jpg', false, interval '30 hours'), ('draft.jpg', false, interval '1 hour')
+  ) u (key, posted, ago)
+  on conflict do nothing;
+end
+$$;
+comment on function procjobs.seed_demo_old_rows() is
+  'Sessions, tokens, logs and the like in the demo, old ones too, for the policies of procjobs.table_retention. Once: what was cleaned up does not come back.';
+
 create or replace function procjobs.seed_demo_notifications()
 returns void
 language plpgsql
@@ -255,6 +322,7 @@ begin
   perform procjobs.seed_demo_updates();
   perform procjobs.seed_demo_business();
   if v_first then
+    perform procjobs.seed_demo_old_rows();
     perform procjobs.seed_demo_notifications();
   end if;
   return query

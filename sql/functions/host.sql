@@ -157,6 +157,10 @@ as $$
     ('host_calendar_members', 'view', 4, 'external_calendar_id', 'text', 'The calendar''s name at the provider, e.g. '
       'primary.', null),
 
+    ('host_uploads', 'view', 0, null, null, 'Files of the uploads'' storage that rows refer to. What is in the storage '
+      'and not here is removed after a day.', 'clean-up of orphaned uploads'),
+    ('host_uploads', 'view', 1, 'key', 'text', 'Name of the file in the storage: 2031/05/photo.jpg.', null),
+
     ('host_find_person', 'function', 0, 'p_email text', 'uuid', 'The person who has this e-mail address, in any case '
       'of letters; null if nobody has.', 'invitations'),
     ('host_invitable_roles', 'function', 0, 'p_inviter uuid, p_organization uuid', 'text[]', 'Roles that the person '

@@ -1,4 +1,4 @@
--- Retention: forgetting jobs that ended, by the policies of procjobs.retention.
+-- Retention of jobs: forgetting those that ended, by the policies of procjobs.retention.
 -- Owns:        deletes from job_history, and of ended jobs from procrastinate_jobs, with their attempts and events; retention_marks, retention_log.
 -- Lock order:  an advisory lock (one pass at a time); job_history, procrastinate_jobs, skipping locked rows; job_attempts,
 --              job_events. A pass that drops a partition does nothing else.
@@ -401,7 +401,7 @@ $$;
 comment on function procjobs.forget_by_policy(integer) is
   'One bounded round over all policies: by age, by number, and what is left of jobs whose partition was dropped.';
 
-create or replace function procjobs.run_retention(p_max_rows integer default 5000)
+create or replace function procjobs.forget_ended_jobs(p_max_rows integer default 5000)
 returns bigint
 language plpgsql
 security definer
@@ -439,8 +439,8 @@ begin
   return v_jobs;
 end
 $$;
-comment on function procjobs.run_retention(integer) is
-  'One pass of retention: drops one day of the history whose jobs may all go, else deletes at most p_max_rows jobs. upkeep calls it once a minute, and each second while there is more. '
+comment on function procjobs.forget_ended_jobs(integer) is
+  'One pass of the retention of jobs: drops one day of the history whose jobs may all go, else deletes at most p_max_rows jobs. upkeep has it done once a minute, and each second while there is more (run_retention). '
   'Returns how many jobs were forgotten; null when another pass is under way. Definer: the admin role has no rights on tables.';
 
 create or replace function procjobs.delete_old_jobs(

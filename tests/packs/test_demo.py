@@ -50,7 +50,7 @@ async def test_every_binding_has_something_to_show(db: Database, sql: Any) -> No
     await demo.seed(db)
     views = [row[0] for row in sql("select object from procjobs.list_host_bindings() where kind = 'view'")]
     empty = [view for view in views if not sql.one(f"select count(*) from procjobs.{view}")]
-    assert (len(views), empty) == (16, [])
+    assert (len(views), empty) == (17, [])
 
 
 async def test_people_live_in_several_zones_that_exist(db: Database, sql: Any) -> None:

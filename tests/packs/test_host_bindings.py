@@ -61,7 +61,7 @@ def test_every_binding_and_column_is_documented(sql: Any) -> None:
 def test_the_default_binds_everything(sql: Any) -> None:
     rows = sql("select object, kind, bound, problem from procjobs.list_host_bindings()")
     assert [row for row in rows if not row[2] or row[3]] == []
-    assert [kind for _, kind, _, _ in rows].count("view") == 16
+    assert [kind for _, kind, _, _ in rows].count("view") == 17
     assert [kind for _, kind, _, _ in rows].count("function") == 6
 
 
@@ -234,6 +234,14 @@ create table app.audit_logs (organization_id uuid, user_id uuid, action text, cr
 create table app.calendars (id uuid, family_id uuid, name text, ics_url text, tz text, enabled boolean);
 create table app.calendar_members (calendar_id uuid, user_id uuid, google_calendar_id text, google_refresh_token text);
 create table app.google_accounts (user_id uuid, access_token text, expires_at timestamptz);
+create table app.files (id uuid, storage_key text, created_at timestamptz);
+alter table app.posts add file_id uuid;
+create table app.sessions (expires_at timestamptz);
+create table app.email_tokens (expires_at timestamptz);
+create table app.reset_tokens (expires_at timestamptz);
+create table app.deliverables (status text, delivered_at timestamptz);
+create table app.invitations (expires_at timestamptz);
+create table app.logs (created_at timestamptz);
 """
 
 
@@ -247,8 +255,11 @@ def test_every_example_of_the_template_is_right(host_sql: Any, sql: Any) -> None
     text, functions = re.subn(
         r"as \$\$\n[^$]*?\$\$;\n/\* for example:\n(.*?)\*/", r"as $$\n\1$$;", text, flags=re.DOTALL
     )
+    text, policies = re.subn(
+        r"/\* for example:\n(  select procjobs\.set_table_policy.*?)\*/", r"\1", text, flags=re.DOTALL
+    )
     text = re.sub(r"    -- (grant [^;]*;)", r"    \1", text)
-    assert (views, functions) == (16, 5)
+    assert (views, functions, policies) == (17, 5, 1)
     sql(EXAMPLE)
     host_sql(text)
     rows = sql("select object, kind, bound, problem from procjobs.list_host_bindings()")
@@ -256,6 +267,10 @@ def test_every_example_of_the_template_is_right(host_sql: Any, sql: Any) -> None
     for view, kind, *_ in rows:
         if kind == "view":
             assert sql(f"select * from procjobs.{view}") == []
+    tables = dict(sql("select name, table_name from procjobs.table_policies"))
+    assert all(table.startswith("app.") for table in tables.values())
+    assert set(tables) == {row for (row,) in sql("select name from procjobs.retention_schedules() where of_policy")}
+    assert all(sql.one("select procjobs.count_retention(%s)", name) == 0 for name in tables)
     user, organization = uuid4(), uuid4()
     sql("set role procjobs_owner")
     assert [sql.one("select procjobs.host_add_member(%s, %s, 'admin')", organization, user) for _ in "12"] == [

@@ -21,6 +21,18 @@ CRON = {
     "raise_invalid_cron", "raise_invalid_zone", "raise_cron_field", "raise_cron_never",
 }  # fmt: skip
 
+#: Retention of the application's tables acts with its caller's rights: what it is made of is granted with it.
+TABLES = {
+    "run_retention", "count_retention", "work_retention", "cleanup_removed_team_members", "cleanup_expired_sessions",
+    "cleanup_expired_email_verification_tokens", "cleanup_expired_password_reset_tokens", "expire_deliverables",
+    "cleanup_expired_invitations", "cleanup_audit_logs", "cleanup_logs", "cleanup_old_jobs", "process_job_queue",
+    "retry_failed_jobs", "forget_ended_jobs", "clean_table", "table_policy", "begin_cleaning", "begin_as",
+    "find_due_rows", "work_due_rows", "clean_step", "clean_pace", "note_cleaning", "progress", "stopwatch",
+    "count_due_rows", "expect_rows", "say_referenced", "end_cleaning", "finish_cleaning", "raise_cleaning", "clock",
+    "wall_clock", "table_leaves", "time_column", "assigned_values", "due_rows", "references_to", "cleaning_statements",
+    "raise_policy",
+}  # fmt: skip
+
 #: role -> functions it may execute. What is not here, only the owner may.
 MAY_EXECUTE = {
     "procjobs_producer": ENQUEUE | CRON | {
@@ -29,7 +41,8 @@ MAY_EXECUTE = {
         "change_table_fault", "change_trigger_fault", "option_fault", "raise_fault",
         "job_result", "job_outcome", "await_job",
     },
-    "procjobs_worker": ENQUEUE | CRON | {
+    "procjobs_worker": ENQUEUE | CRON | TABLES | {
+        "tables_to_vacuum", "note_vacuum", "unreferenced_files",
         "register_worker", "register_tasks", "heartbeat", "drain_worker", "stop_worker", "claim_jobs", "finish_jobs",
         "settle_jobs", "release_unknown", "abort_requests", "rescue_jobs", "upkeep", "ensure_history_partitions",
         "delete_old_jobs", "defer_periodic", "last_periodic", "due_periodic", "begin_delivery", "finish_delivery",
@@ -43,13 +56,16 @@ MAY_EXECUTE = {
         "why_not_running", "job_timeline", "list_jobs", "job_report", "list_queues", "list_workers", "job_status",
         "may_see_arguments", "late_note", "say_time", "raise_job_not_found", "clock", "may_set_clock", "time_set",
         "list_retention", "list_retention_passes",
+        "list_table_policies", "list_table_runs", "policy_fault", "time_column", "assigned_values",
         "list_dead_groups", "list_dead_letters", "jobs_as_of", "job_transitions",
         "preview_schedule", "list_schedules", "list_schedule_history", "list_alerts", "cron_timezone", "schedule_hold",
     },
-    "procjobs_admin": {
+    "procjobs_admin": TABLES | {
+        "set_table_policy", "drop_table_policy", "store_table_policy", "policy_rights", "policy_warnings",
+        "check_policy_parses", "check_may_become", "policy_in_words", "set_retry_rule", "drop_retry_rule",
         "set_limit", "drop_limit", "set_queue",
         "set_task", "reset_task", "pause_task", "resume_task", "edit_job", "cancel_jobs", "retry_jobs", "discard_jobs",
-        "set_retention", "drop_retention", "run_retention", "redrive", "purge_dead_letters",
+        "set_retention", "drop_retention", "redrive", "purge_dead_letters",
         "cancel", "retry", "pause_queue", "resume_queue",
         "schedule", "schedule_for", "unschedule", "pause_schedule", "resume_schedule", "run_now", "backfill",
         "set_schedule_group", "set_cron_timezone", "declare_schedules", "tick", "close_alert", "set_backlog_alert"},
@@ -103,7 +119,11 @@ MAY_USE = {
             "alerts",
         )
     },
-    **{("procjobs_reader", view): {"SELECT"} for view in ("dead_letter_groups", "retention", "retention_passes")},
+    **{
+        ("procjobs_reader", view): {"SELECT"}
+        for view in ("dead_letter_groups", "retention", "retention_passes", "table_retention", "table_retention_runs")
+    },
+    ("procjobs_reader", "retry_rules"): {"SELECT"},
     **{("procjobs_admin", table): {"SELECT"} for table in ("notification_jobs", "notification_delivery_logs")},
 }
 
@@ -205,7 +225,7 @@ def test_other_functions_pin_their_path_too_unless_they_are_to_be_inlined(sql: S
            order by 1"""
     )
     inlined = ["clock", "cron_next", "is_plain", "is_small", "limit_key", "limit_room"]
-    committing = ["call_sql_procedure", "keep_time", "run_sql_jobs"]  # procedures with a SET clause may not commit
+    committing = ["call_sql_procedure", "keep_time", "run_sql_jobs", "work_retention"]  # procedures with a SET clause may not commit
     assert loose == [(name,) for name in sorted(inlined + committing)]
 
 

@@ -292,6 +292,17 @@ where false;
   where m.google_refresh_token is not null
 */
 
+-- Files of the uploads' storage that rows refer to. What is in the storage and not here is removed after a day.
+-- Needed for: clean-up of orphaned uploads.
+create or replace view procjobs.host_uploads as
+select
+  null::text as key   -- Name of the file in the storage: 2031/05/photo.jpg.
+where false;
+/* for example:
+  select f.storage_key as key
+  from app.files f
+*/
+
 -- The person who has this e-mail address, in any case of letters; null if nobody has.
 -- Needed for: invitations.
 create or replace function procjobs.host_find_person(p_email text)
@@ -383,6 +394,23 @@ as $$
 $$;
 /* for example:
   select a.access_token from app.google_accounts a where a.user_id = p_person and a.expires_at > now()
+*/
+
+-- How long rows of your tables are kept. Each policy is worked by the schedule of its name; the names below have one out
+-- of the box. It runs with the rights of whoever migrates, or of the role given as run_as => 'app_owner', of which the login
+-- of your workers must be a member. What is set here holds again at each migrate that applies this file.
+/* for example:
+  select procjobs.set_table_policy('cleanup_expired_sessions', 'app.sessions', 'expires_at', '0');
+  select procjobs.set_table_policy('cleanup_expired_email_verification_tokens', 'app.email_tokens', 'expires_at', '0');
+  select procjobs.set_table_policy('cleanup_expired_password_reset_tokens', 'app.reset_tokens', 'expires_at', '0');
+  select procjobs.set_table_policy('cleanup_removed_team_members', 'app.members', 'removed_at', '90 days');
+  select procjobs.set_table_policy('expire_deliverables', 'app.deliverables', 'delivered_at', '365 days',
+    action => 'set', assignments => '{"status": "expired"}');
+  select procjobs.set_table_policy('cleanup_expired_invitations', 'app.invitations', 'expires_at', '30 days');
+  select procjobs.set_table_policy('cleanup_audit_logs', 'app.audit_logs', 'created_at', '30 days');
+  select procjobs.set_table_policy('cleanup_logs', 'app.logs', 'created_at', '90 days');
+  select procjobs.set_table_policy('cleanup_orphaned_uploads', 'app.files', 'created_at', '1 day',
+    condition => 'not exists (select from app.posts p where p.file_id = t.id)');
 */
 
 -- Last line: checks that every binding has the columns and types above, and takes the functions from PUBLIC.

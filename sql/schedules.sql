@@ -1,0 +1,4 @@
+-- What comes with procjobs and runs by itself: SQL tasks and schedules. Applied after the host's own file, whose policies
+-- have theirs. What was changed by hand since the last time stays so.
+
+select procjobs.declare_retention();
