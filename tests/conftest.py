@@ -150,7 +150,7 @@ def _migrated(server: EmbeddedPostgres) -> None:
     dsn = server.create_database(TEMPLATE)
     migrate(dsn)
     # What comes with procjobs and runs by itself is taken out, so that it does not run amid a test: `declare_retention`
-    # brings it back. What a first connection reads of the catalogs is kept in a file, which every copy of the database gets.
+    # brings it back. What a first connection reads of the catalogs is kept in a file, which every copy gets.
     with psycopg.connect(dsn) as connection:
         connection.execute("select procjobs.unschedule(name) from procjobs.schedules where source = 'pack'")
         connection.execute("select procjobs.drop_sql_task(name) from procjobs.tasks where routine is not null")

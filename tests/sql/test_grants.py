@@ -225,7 +225,12 @@ def test_other_functions_pin_their_path_too_unless_they_are_to_be_inlined(sql: S
            order by 1"""
     )
     inlined = ["clock", "cron_next", "is_plain", "is_small", "limit_key", "limit_room"]
-    committing = ["call_sql_procedure", "keep_time", "run_sql_jobs", "work_retention"]  # procedures with a SET clause may not commit
+    committing = [
+        "call_sql_procedure",
+        "keep_time",
+        "run_sql_jobs",
+        "work_retention",
+    ]  # procedures with a SET clause may not commit
     assert loose == [(name,) for name in sorted(inlined + committing)]
 
 

@@ -1,4 +1,4 @@
--- SQL jobs: tasks whose body is a routine in SQL, and sessions that run them. Applied by 0011_sql_jobs.py.
+-- SQL jobs: tasks whose body is a routine in SQL, and sessions that run them. Applied by 0010_sql_jobs.py.
 
 alter table procjobs.tasks
   add column routine text,

@@ -2,15 +2,15 @@
 
 from procjobs.migrate import apply
 
-revision = "0010"
+revision = "0009"
 down_revision = "0008"
 branch_labels = None
 depends_on = None
 
 
 def upgrade() -> None:
-    apply("0010_schedules.sql")
+    apply("0009_schedules.sql")
 
 
 def downgrade() -> None:
-    apply("0010_schedules_down.sql")
+    apply("0009_schedules_down.sql")

@@ -1,4 +1,4 @@
--- Retention of the application's own tables, and retries of dead letters by rule. Applied by 0012_table_retention.py.
+-- Retention of the application's own tables, and retries of dead letters by rule. Applied by 0011_table_retention.py.
 
 create table procjobs.table_policies (
   name text primary key,

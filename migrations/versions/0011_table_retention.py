@@ -2,15 +2,15 @@
 
 from procjobs.migrate import apply
 
-revision = "0012"
-down_revision = "0011"
+revision = "0011"
+down_revision = "0010"
 branch_labels = None
 depends_on = None
 
 
 def upgrade() -> None:
-    apply("0012_table_retention.sql")
+    apply("0011_table_retention.sql")
 
 
 def downgrade() -> None:
-    apply("0012_table_retention_down.sql")
+    apply("0011_table_retention_down.sql")

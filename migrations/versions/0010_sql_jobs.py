@@ -2,15 +2,15 @@
 
 from procjobs.migrate import apply
 
-revision = "0011"
-down_revision = "0010"
+revision = "0010"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 
 
 def upgrade() -> None:
-    apply("0011_sql_jobs.sql")
+    apply("0010_sql_jobs.sql")
 
 
 def downgrade() -> None:
-    apply("0011_sql_jobs_down.sql")
+    apply("0010_sql_jobs_down.sql")

@@ -1,4 +1,4 @@
--- Schedules, the ledger of their slots, runs by hand, groups, alerts. Applied by 0010_schedules.py.
+-- Schedules, the ledger of their slots, runs by hand, groups, alerts. Applied by 0009_schedules.py.
 
 create table procjobs.schedule_settings (
   id boolean primary key default true,
