@@ -44,14 +44,30 @@ def test_a_storm_of_errors_in_claims_ends_heartbeats_and_upkeep(
 
 @pytest.mark.parametrize("sqlstate", ["40P01", "23505"])
 def test_16_a_claim_that_is_undone_and_tried_again_gives_each_job_once(site: Site, sqlstate: str) -> None:
-    """A conflict that comes when the jobs are started already, from somebody's trigger."""
+    """A conflict that comes when the jobs are started already, as between claims of the same locks."""
     fleet = Fleet(site.sql)
-    jobs = [fleet.defer() for _ in range(5)]
+    jobs = [fleet.defer(lock=f"lock {n}", queue=f"queue {n % 2}") for n in range(5)]
     worker = fleet.worker()
     storm = Storm(site.sql)
     storm.rage([sqlstate], most=1)
     claims = fleet.claim(worker, 5)
     assert storm.strikes == 1
+    assert sorted(claim.id for claim in claims) == jobs
+    assert fleet.finish(*claims) == jobs
+
+
+@pytest.mark.parametrize("sqlstate", ["40P01", "23505"])
+def test_16_a_claim_of_jobs_without_locks_fails_whole_and_the_worker_tries_again(site: Site, sqlstate: str) -> None:
+    """Such jobs conflict with nothing of ours: it comes from somebody's trigger, and is the worker's to repeat."""
+    fleet = Fleet(site.sql)
+    jobs = [fleet.defer() for _ in range(5)]
+    worker = fleet.worker()
+    storm = Storm(site.sql)
+    storm.rage([sqlstate], most=1)
+    with pytest.raises(psycopg.Error):
+        fleet.claim(worker, 5)
+    assert fleet.sql.one("select count(*) from procrastinate_jobs where status = 'todo' and pj_lease = 0") == 5
+    claims = fleet.claim(worker, 5)
     assert sorted(claim.id for claim in claims) == jobs
     assert fleet.finish(*claims) == jobs
 
