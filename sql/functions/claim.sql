@@ -462,8 +462,12 @@ declare
 begin
   -- In one look, since a claim of a few jobs must be quick.
   select
-    -- A worker asks at each heartbeat which SQL tasks it may run, so that no claim has to look.
-    case when w.kind = 'session' then procjobs.runnable_sql_tasks(session_user) else w.tasks || w.sql_tasks end as tasks,
+    -- A worker asks at each heartbeat which SQL tasks it may run, so that no claim has to look. session_user is a name, whose
+    -- collation would pass to all functions called with these tasks, and keep them from their indexes.
+    case
+      when w.kind = 'session' then procjobs.runnable_sql_tasks(session_user::text collate "default")
+      else w.tasks || w.sql_tasks
+    end as tasks,
     w.kind = 'session' as session,
     exists (select from public.procrastinate_jobs j where j.status = 'todo' and j.pj_waits_for = 'task') as parked,
     array(select s.name::text from procjobs.queue_settings s where s.paused_at is not null or s.fair or s.ageing is not null) as special,
