@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,6 +17,7 @@ from psycopg.conninfo import make_conninfo
 
 from procjobs.db import Database, Target
 from procjobs.engine.batches import Batch, Callback, open_batch
+from procjobs.engine.connector import quicken
 from procjobs.engine.enqueue import Enqueuer, adopt, own_options, quietly
 from procjobs.engine.periodic import Cron
 from procjobs.engine.results import Outcome, Results
@@ -200,6 +201,18 @@ class App(Blueprint, procrastinate.App):
         app.periodic_registry = self.periodic_registry
         return app
 
+    @contextlib.contextmanager
+    def replace_connector(self, connector: BaseConnector) -> Generator[App]:
+        """Procrastinate's: the same app, on another connector within the block."""
+        outside = self._database, self._results
+        self._database, self._results = None, Results(self.database, self._listen_target)
+        quicken(connector)
+        try:
+            with super().replace_connector(connector):
+                yield self
+        finally:
+            self._database, self._results = outside
+
     def configure_task(self, name: str, *, allow_unknown: bool = True, **kwargs: Any) -> jobs.JobDeferrer:
         """Procrastinate's: a deferrer for a task by its name, known here or only to the workers."""
         if name in self.tasks:
@@ -269,6 +282,11 @@ class App(Blueprint, procrastinate.App):
         task = builtin.task(name=name, pass_context=True, queue=old.queue)(old.func)
         self.add_tasks_from(builtin, namespace="builtin")
         self.add_task_alias(task, name)
+        # `builtin_tasks.remove_old_jobs.defer(...)` defers through the app made last, by whatever name it has by now.
+        if old.name not in self.tasks:
+            self.add_task_alias(task, old.name)
+        old.blueprint = self
+        adopt(old)
 
     def _worker(self, **kwargs: Any) -> UpstreamWorker:
         if not isinstance(self.connector, procrastinate.PsycopgConnector):

@@ -95,7 +95,7 @@ begin
     }'),
     ('procjobs_reader', '{
       doctor, doctor_server, doctor_horizon, doctor_logins, doctor_tables, doctor_fleet, explain_claim, claim_plans, say_span,
-      list_limits, list_batches, list_tasks, why_not_running, job_timeline, list_jobs, job_report, list_queues, list_workers, job_status,
+      list_limits, list_batches, list_tasks, why_not_running, job_timeline, list_jobs, count_jobs, job_report, list_queues, list_workers, job_status,
       may_see_arguments, late_note, say_time, raise_job_not_found, clock, may_set_clock, time_set,
       list_table_policies, list_table_runs, policy_fault, time_column, assigned_values,
       list_retention, list_retention_passes, list_dead_groups, list_dead_letters, jobs_as_of, job_transitions,
@@ -134,7 +134,7 @@ begin
 
   for v_role, v_names in values
     ('procjobs_producer', '{tasks}'),
-    ('procjobs_reader', '{limit_use, task_policies, bulk_log, jobs, batches, dead_letters, dead_letter_groups, retention, retention_passes, table_retention, table_retention_runs, retry_rules, attempts, actions, queues, workers, tasks, schedule_list, schedule_history, schedule_stats, schedule_group_list, schedulers, alerts}'),
+    ('procjobs_reader', '{limit_use, task_policies, bulk_log, jobs, all_jobs, batches, dead_letters, dead_letter_groups, retention, retention_passes, table_retention, table_retention_runs, retry_rules, attempts, actions, queues, workers, tasks, schedule_list, schedule_history, schedule_stats, schedule_group_list, schedulers, alerts}'),
     ('procjobs_admin', '{notification_jobs, notification_delivery_logs}')
   loop
     continue when to_regrole(v_role) is null;

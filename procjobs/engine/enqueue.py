@@ -10,14 +10,13 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from procrastinate import exceptions, jobs
 from procrastinate.connector import BaseConnector
-from procrastinate.manager import JobManager
 from procrastinate.tasks import Task
-from procrastinate.testing import InMemoryConnector
 from procrastinate.types import JSONDict
 
 from procjobs.db import call_query
 from procjobs.engine.arguments import Signature, encode, encode_all
 from procjobs.engine.connector import Connector, quicken
+from procjobs.engine.listing import Lister
 from procjobs.engine.unique import OPTIONS, JobId, Waiter, job_options, seconds
 from procjobs.errors import translate
 
@@ -50,7 +49,7 @@ _DELETE_OLD = call_query("delete_old_jobs", ["p_hours", "p_queue", "p_statuses"]
 _STATUS = "select status from procjobs.job_status(%(job_id)s) as status"
 
 
-class Enqueuer(JobManager):
+class Enqueuer(Lister):
     """What `app.job_manager` is: upstream's methods over our SQL. With an in-memory connector upstream's own."""
 
     def __init__(
@@ -61,10 +60,6 @@ class Enqueuer(JobManager):
         quicken(connector)
         self._tasks = tasks
         self._signatures: dict[str, tuple[Task[Any, Any, Any], Signature]] = {}
-
-    @property
-    def in_memory(self) -> bool:
-        return isinstance(self.connector, InMemoryConnector)
 
     def signature(self, task: Task[Any, Any, Any]) -> Signature:
         """The task's signature, compiled once."""

@@ -17,7 +17,7 @@ from typing import Any
 from procjobs.engine.backoff import Backoff
 from procjobs.errors import DatabaseError, DatabaseUnavailable
 
-__all__ = ["Side", "enter", "pause", "run_to_its_end", "sides", "stop_signals"]
+__all__ = ["Side", "enter", "pause", "run_to_its_end", "see_through", "sides", "stop_signals"]
 
 logger = logging.getLogger("procjobs.worker")
 
@@ -68,6 +68,22 @@ async def enter(begin: Side, stopping: asyncio.Event) -> None:
                 raise
             logger.warning("starting waits for the database: %s", error, extra={"action": "reconnecting"})
             await pause(backoff.next(), stopping)
+
+
+async def see_through(main: asyncio.Task[None], urge: Callable[[], None]) -> None:
+    """Wait for the end of `main`, whatever happens: being cancelled calls `urge`, and is raised when it has ended."""
+    cancelled: asyncio.CancelledError | None = None
+    while not main.done():
+        try:
+            await asyncio.shield(main)
+        except asyncio.CancelledError as error:
+            if main.cancelled():
+                raise
+            cancelled = error
+            urge()
+    main.result()
+    if cancelled is not None:
+        raise cancelled
 
 
 async def pause(seconds: float | None, *events: asyncio.Event) -> None:

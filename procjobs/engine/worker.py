@@ -35,7 +35,7 @@ from procjobs.engine.progress import Reporter
 from procjobs.engine.registration import describe_tasks, register
 from procjobs.engine.schedules import Declarations
 from procjobs.engine.sql_jobs import SqlJobs
-from procjobs.engine.supervision import Side, enter, pause, sides, stop_signals
+from procjobs.engine.supervision import Side, enter, pause, see_through, sides, stop_signals
 from procjobs.engine.ticker import Ticker
 from procjobs.engine.upkeep import Upkeep
 from procjobs.errors import DatabaseError, DatabaseUnavailable, ProcjobsError, WorkerGone
@@ -102,6 +102,7 @@ class Worker(UpstreamWorker):
         self._declarations = Declarations(app)
         self._work_event = asyncio.Event()
         self._abort_event = asyncio.Event()
+        self._enough = asyncio.Event()
         self._hard_stop = asyncio.Event()
         self._gone = False
         self._orphans_possible = False
@@ -117,23 +118,31 @@ class Worker(UpstreamWorker):
     async def run(self) -> None:
         """Work until stopped (or, with wait=False, until nothing is left to do).
 
+        Cancelling the task that runs this stops the worker in order, and raises CancelledError when that is done. A
+        second time takes the running jobs from it at once, as if the shutdown timeout were over; a third stops waiting.
+
         Raises ShutdownIncomplete when jobs had to be left behind, DatabaseError when the worker cannot start.
         """
         # Whoever runs us in a thread has a process of his own to end.
         self._heeds_signals = self.install_signal_handlers and threading.current_thread() is threading.main_thread()
         self._stop_event.clear()
+        self._enough.clear()
         self._hard_stop.clear()
         self.run_task = asyncio.current_task()
         self._loop = asyncio.get_running_loop()
         main = asyncio.create_task(self._main(), name="procjobs worker")
         try:
-            await asyncio.shield(main)
-        except asyncio.CancelledError:
-            self.stop()  # type: ignore[no-untyped-call]
-            await main
-            raise
+            await see_through(main, self._urge)
         finally:
             self._loop = None
+
+    def _urge(self) -> None:
+        """Stop; asked again, without waiting for running jobs; and again, at once."""
+        if self._enough.is_set():
+            self._hard_stop.set()
+        elif self._stop_event.is_set():
+            self._enough.set()
+        self.stop()  # type: ignore[no-untyped-call]
 
     async def _main(self) -> None:
         try:
@@ -410,7 +419,7 @@ class Worker(UpstreamWorker):
         )
         self._give_back(self._hand.ready)
         await self._presence.drain()
-        await self._until_idle(self.shutdown_graceful_timeout)
+        await self._until_idle(self.shutdown_graceful_timeout, self._enough, self._hard_stop)
         if self._hand:
             logger.warning(
                 "%d jobs still run: stopping them, they will run again",
@@ -418,24 +427,25 @@ class Worker(UpstreamWorker):
                 extra={"action": "jobs_interrupted"},
             )
             self._give_back(self._hand)
-            hurry = self._hard_stop.is_set()
-            await self._until_idle(1.0 if hurry else self._kill_timeout, hastened=not hurry)
+            if self._hard_stop.is_set():
+                await self._until_idle(1.0)
+            else:
+                await self._until_idle(self._kill_timeout, self._hard_stop)
         await self._presence.leave()
         left = [job for job in self._hand if not job.fenced]
         if left:
             self._abandon(left)
         logger.info("worker %s stopped", self._label(), extra={"action": "worker_stopped"})
 
-    async def _until_idle(self, seconds: float | None, *, hastened: bool = True) -> None:
-        """Wait until every job's end is durable, the time is over, or (hastened) a second signal comes."""
+    async def _until_idle(self, seconds: float | None, *hurried: asyncio.Event) -> None:
+        """Wait until every job's end is durable, the time is over, or one of the events comes."""
         deadline = None if seconds is None else time.monotonic() + seconds
-        events = [self._work_event, self._hard_stop] if hastened else [self._work_event]
-        while self._hand and not (hastened and self._hard_stop.is_set()):
+        while self._hand and not any(event.is_set() for event in hurried):
             self._work_event.clear()
             remaining = None if deadline is None else deadline - time.monotonic()
             if remaining is not None and remaining <= 0:
                 return
-            await pause(remaining, *events)
+            await pause(remaining, self._work_event, *hurried)
 
     def _abandon(self, left: Sequence[Claimed]) -> None:
         message = f"{len(left)} jobs did not stop in time and are left to be rescued: " + ", ".join(

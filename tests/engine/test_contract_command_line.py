@@ -39,22 +39,23 @@ def more():
 
 @pytest.fixture
 def shop(tmp_path: Path, dsn: str) -> Iterator[Callable[..., Any]]:
-    """`shop("worker", ...)` runs `python -m procrastinate --app=shop.app worker ...`; wait=False gives the process."""
+    """`shop("worker", ...)` runs `python -m procrastinate worker ...` on shop.app; wait=False gives the process."""
     (tmp_path / "shop.py").write_text(SHOP)
     (tmp_path / "more_tasks.py").write_text(MORE)
     started: list[subprocess.Popen[str]] = []
 
-    def run(*arguments: str, wait: bool = True, dsn: str = dsn) -> Any:
-        variables = environment(SHOP_DSN=dsn)
+    def run(*arguments: str, wait: bool = True, dsn: str = dsn, stdin: str | None = None, **more: str) -> Any:
+        variables = environment(SHOP_DSN=dsn, PROCRASTINATE_APP="shop.app", **more)
         variables["PYTHONPATH"] = os.pathsep.join([str(tmp_path), variables["PYTHONPATH"]])
         process = subprocess.Popen(
-            [sys.executable, "-m", "procrastinate", "--app=shop.app", *arguments],
-            cwd=tmp_path, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, "-m", "procrastinate", *arguments],
+            cwd=tmp_path, env=variables, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         started.append(process)
         if not wait:
             return process
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(stdin, timeout=60)
         return process.returncode, out, err
 
     yield run
@@ -65,7 +66,7 @@ def shop(tmp_path: Path, dsn: str) -> Iterator[Callable[..., Any]]:
 
 
 def test_the_command_line_defers_works_and_checks(shop: Callable[..., Any], sql: Sql) -> None:
-    code, out, err = shop("defer", "sell", '{"item": "hat"}')
+    code, out, err = shop("--app=shop.app", "defer", "sell", '{"item": "hat"}', PROCRASTINATE_APP="")
     assert code == 0, err
     code, _, err = shop(
         "defer", "--lock=l", "--priority=5", "--in=3600", "--queue=later", "--unknown", "nobody.knows", "{}"
@@ -112,3 +113,44 @@ def test_a_worker_of_the_command_line_gives_its_jobs_back_and_ends_with_0(
     assert process.returncode == 0, err
     assert "waiting" in out
     assert sql("select status::text, attempts from procrastinate_jobs") == [("todo", 0)]
+
+
+def test_a_queueing_lock_of_the_command_line_admits_one_job(shop: Callable[..., Any], sql: Sql) -> None:
+    defer = ("defer", "sell", '{"item": "hat"}', "--queueing-lock=ql")
+    assert shop(*defer)[0] == 0
+    code, _, err = shop(*defer)
+    assert code != 0 and "ql" in err
+    code, _, err = shop(*defer, "--ignore-already-enqueued")
+    assert code == 0 and "ql" in err
+    code, _, err = shop(
+        "worker", "--one-shot",
+        PROCRASTINATE_WORKER_QUEUES="shop", PROCRASTINATE_WORKER_CONCURRENCY="3",
+        PROCRASTINATE_WORKER_DELETE_JOBS="always",
+    )  # fmt: skip
+    assert code == 0, err
+    assert sql("select 1 from procjobs.jobs") == []
+
+
+def test_the_shell_reads_commands_from_its_input_and_knows_the_history(shop: Callable[..., Any], sql: Sql) -> None:
+    for task, arguments in (("sell", '{"item": "hat"}'), ("wait", "{}"), ("more", "{}")):
+        assert shop("defer", task, arguments, "--lock=l")[0] == 0
+    sell, wait, more = (job for (job,) in sql("select id from procrastinate_jobs order by id"))
+    assert "[cancelled]" in shop("shell", "cancel", str(wait))[1]
+    assert shop("worker", "--one-shot")[0] == 0
+    commands = ["list_jobs", "list_jobs task=sell details", "list_queues", "list_tasks", "list_locks", "exit", ""]
+    code, out, err = shop("shell", stdin="\n".join(commands))
+    assert code == 0, err
+    shown = [line.removeprefix("procrastinate> ") for line in out.splitlines()]
+    counts = "(todo: 0, doing: 0, succeeded: {}, failed: 0, cancelled: {}, aborted: 0)"
+    details = "(attempts=1, priority=0, scheduled_at=None, args={'item': 'hat'}, lock=l)"
+    assert [line for line in shown if line.startswith(("#", "shop:", "sell:", "wait:", "more:", "l:"))] == [
+        f"#{sell} sell on shop - [succeeded]",
+        f"#{wait} wait on shop - [cancelled]",
+        f"#{more} more on shop - [succeeded]",
+        f"#{sell} sell on shop - [succeeded] {details}",
+        f"shop: 3 jobs {counts.format(2, 1)}",
+        f"more: 1 jobs {counts.format(1, 0)}",
+        f"sell: 1 jobs {counts.format(1, 0)}",
+        f"wait: 1 jobs {counts.format(0, 1)}",
+        f"l: 3 jobs {counts.format(2, 1)}",
+    ]

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import procrastinate
+import procrastinate.builtin_tasks
+import procrastinate.testing
 import pytest
 from procrastinate import exceptions, jobs
 from procrastinate.shell import ProcrastinateShell
@@ -138,6 +140,81 @@ async def test_lists_and_counts_when_finished_jobs_are_kept(keeping: procjobs.Ap
         }  # fmt: skip
 
 
+@pytest.mark.parametrize("finished_jobs", ["archive", "keep"])
+async def test_lists_and_counts_have_what_ended_too_wherever_it_is(dsn: str, finished_jobs: str) -> None:
+    app = procjobs.App(dsn, finished_jobs=finished_jobs)
+
+    @app.task(name="good", queue="mail", lock="l")
+    async def good(to: str) -> None:
+        pass
+
+    @app.task(name="bad", queue="slow")
+    async def bad() -> None:
+        raise ValueError
+
+    manager = app.job_manager
+    async with app.open_async():
+        done = await good.defer_async(to="ann")
+        failed = await bad.defer_async()
+        await app.run_worker_async(**{**FAST, "wait": False})
+        waiting = await good.configure(schedule_in={"hours": 1}, queueing_lock="ql").defer_async(to="bob")
+
+        async def ids(**filters: Any) -> list[int | None]:
+            return [job.id for job in await manager.list_jobs_async(**filters)]
+
+        assert await ids() == [done, failed, waiting]
+        assert await ids(id=done) == await ids(status="succeeded") == await ids(lock="l", status="succeeded") == [done]
+        assert await ids(queue="mail") == await ids(task="good") == [done, waiting]
+        assert await ids(queueing_lock="ql") == [waiting] and await ids(id=waiting + 1) == []
+        (job,) = await manager.list_jobs_async(id=done)
+        assert job.worker_id is not None and await ids(worker_id=job.worker_id) == [done, failed]
+        assert (job.task_kwargs, job.attempts, job.status, job.abort_requested) == (
+            {"to": "ann"},
+            1,
+            "succeeded",
+            False,
+        )
+
+        zero = dict.fromkeys(("todo", "doing", "succeeded", "failed", "cancelled", "aborted"), 0)
+        mail = {**zero, "name": "mail", "jobs_count": 2, "todo": 1, "succeeded": 1}
+        slow = {**zero, "name": "slow", "jobs_count": 1, "failed": 1}
+        assert await manager.list_queues_async() == [mail, slow]
+        assert await manager.list_queues_async(status="failed") == [slow]
+        assert await manager.list_tasks_async() == [{**slow, "name": "bad"}, {**mail, "name": "good"}]
+        assert await manager.list_locks_async() == [{**mail, "name": "l"}]
+        assert await manager.list_locks_async(queue="slow") == await manager.list_tasks_async(task="x") == []
+    with app.open():
+        assert [job.id for job in manager.list_jobs()] == [done, failed, waiting]
+        assert manager.list_queues(queue="mail") == [mail] and manager.list_tasks(lock="l") == [
+            {**mail, "name": "good"}
+        ]
+        assert manager.list_locks() == [{**mail, "name": "l"}]
+
+
+async def test_lists_of_an_app_in_memory_are_upstreams(dsn: str) -> None:
+    app = procjobs.App(procrastinate.testing.InMemoryConnector())
+    job = await app.configure_task("t", queue="q", lock="l").defer_async()
+    manager = app.job_manager
+    assert [listed.id for listed in await manager.list_jobs_async(queue="q")] == [job]
+    assert [listed.id for listed in manager.list_jobs(task="t")] == [job]
+    for rows in (manager.list_queues(), await manager.list_tasks_async(), manager.list_locks()):
+        assert [row["jobs_count"] for row in rows] == [1]
+
+
+async def test_jobs_that_run_long_are_listed_by_the_deprecated_number_of_seconds(app: procjobs.App, sql: Sql) -> None:
+    fleet = Fleet(sql)
+    old, _ = fleet.defer(), fleet.defer()
+    fleet.claim(fleet.worker(), 2)
+    sql("update procrastinate_jobs set pj_started_at = now() - interval '35 minutes' where id = %s", old)
+
+    async def listed(**filters: Any) -> list[int | None]:
+        with pytest.warns(DeprecationWarning, match="nb_seconds"):
+            return [job.id for job in await app.job_manager.get_stalled_jobs(**filters)]
+
+    assert await listed(nb_seconds=1800) == await listed(nb_seconds=1800, queue="default", task_name="work") == [old]
+    assert await listed(nb_seconds=3600) == await listed(nb_seconds=1800, queue="other") == []
+
+
 async def test_a_failed_job_can_be_retried_by_hand(keeping: procjobs.App, sql: Sql) -> None:
     async with keeping.open_async():
         made = await fill(keeping)
@@ -247,3 +324,34 @@ async def test_the_builtin_task_removes_old_jobs(dsn: str, sql: Sql, finished_jo
             await app.configure_task(name).defer_async(max_hours=72, **options)
             await app.run_worker_async(**{**FAST, "wait": False})
             assert sql.one("select count(*) from procjobs.jobs where task in ('good', 'bad')") == left
+
+
+async def test_the_builtin_task_is_deferred_by_its_function(
+    dsn: str, drain: Drain, app: procjobs.App, sql: Sql
+) -> None:
+    """Whatever other apps there are: it goes through the one made last."""
+    task = procrastinate.builtin_tasks.remove_old_jobs
+    made = await task.configure(queueing_lock="one").defer_async(max_hours=72)
+    with pytest.raises(exceptions.AlreadyEnqueued):
+        await task.configure(queueing_lock="one").defer_async(max_hours=72)
+    await drain()
+    assert await _is(app.job_manager, made, jobs.Status.SUCCEEDED)
+
+    procrastinate.App(connector=procrastinate.testing.InMemoryConnector())
+    later = procjobs.App(dsn)
+    async with later.open_async():
+        made = await task.defer_async(max_hours=72)
+        await later.run_worker_async(**{**FAST, "wait": False})
+        assert await _is(later.job_manager, made, jobs.Status.SUCCEEDED)
+
+
+async def test_a_task_of_ones_own_may_call_the_builtin_one(app: procjobs.App, drain: Drain, sql: Sql) -> None:
+    @app.task(name="clean", pass_context=True)
+    async def clean(context: procrastinate.JobContext) -> None:
+        await procrastinate.builtin_tasks.remove_old_jobs(context, max_hours=0, remove_failed=True)
+
+    await clean.defer_async()
+    await drain()
+    await clean.defer_async()
+    await drain()
+    assert sql("select task, status::text from procjobs.jobs") == [("clean", "succeeded")]
