@@ -27,7 +27,8 @@ _JOBS = (
 )
 _COUNTS = call_query("count_jobs", ["p_by", "p_queue", "p_task", "p_status", "p_lock"])
 _LONG_RUNNING = call_query("long_running_jobs", ["p_seconds", "p_queue", "p_task"])
-_STATUSES = tuple(status.value for status in jobs.Status)
+#: Those that upstream counts; it also has a deprecated `aborting`.
+_STATUSES = ("todo", "doing", "succeeded", "failed", "cancelled", "aborted")
 
 
 class Lister(JobManager):

@@ -45,7 +45,7 @@ def shop(tmp_path: Path, dsn: str) -> Iterator[Callable[..., Any]]:
     started: list[subprocess.Popen[str]] = []
 
     def run(*arguments: str, wait: bool = True, dsn: str = dsn, stdin: str | None = None, **more: str) -> Any:
-        variables = environment(SHOP_DSN=dsn, PROCRASTINATE_APP="shop.app", **more)
+        variables = environment(**{"SHOP_DSN": dsn, "PROCRASTINATE_APP": "shop.app", **more})
         variables["PYTHONPATH"] = os.pathsep.join([str(tmp_path), variables["PYTHONPATH"]])
         process = subprocess.Popen(
             [sys.executable, "-m", "procrastinate", *arguments],

@@ -191,13 +191,13 @@ async def test_lists_and_counts_have_what_ended_too_wherever_it_is(dsn: str, fin
         assert manager.list_locks() == [{**mail, "name": "l"}]
 
 
-async def test_lists_of_an_app_in_memory_are_upstreams(dsn: str) -> None:
+def test_lists_of_an_app_in_memory_are_upstreams() -> None:
     app = procjobs.App(procrastinate.testing.InMemoryConnector())
-    job = await app.configure_task("t", queue="q", lock="l").defer_async()
+    job = app.configure_task("t", queue="q", lock="l").defer()
     manager = app.job_manager
-    assert [listed.id for listed in await manager.list_jobs_async(queue="q")] == [job]
+    assert [listed.id for listed in asyncio.run(manager.list_jobs_async(queue="q"))] == [job]
     assert [listed.id for listed in manager.list_jobs(task="t")] == [job]
-    for rows in (manager.list_queues(), await manager.list_tasks_async(), manager.list_locks()):
+    for rows in (manager.list_queues(), asyncio.run(manager.list_tasks_async()), manager.list_locks()):
         assert [row["jobs_count"] for row in rows] == [1]
 
 

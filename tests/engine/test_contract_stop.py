@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from procrastinate import JobContext
+from procrastinate import JobContext, exceptions
 
 import procjobs
 from procjobs.engine.worker import ShutdownIncomplete
@@ -69,6 +69,7 @@ async def test_cancelling_it_twice_takes_the_jobs_from_it_and_waits_until_they_s
         while not context.should_abort():
             time.sleep(0.01)
         stopped.append("thread")
+        raise exceptions.JobAborted
 
     function: Any = in_loop if execution == "async" else in_thread
     worker = await running(app.task(name="t", pass_context=True)(function))
@@ -97,11 +98,12 @@ async def test_a_third_time_leaves_without_jobs_that_do_not_stop(app: procjobs.A
                 continue
 
     worker = await running(t)
-    for _ in range(3):
-        worker.cancel()
-        done, _ = await asyncio.wait([worker], timeout=0.1)
-        assert not done
     try:
+        for _ in range(2):
+            worker.cancel()
+            done, _ = await asyncio.wait([worker], timeout=0.1)
+            assert not done
+        worker.cancel()
         with pytest.raises(ShutdownIncomplete):
             await asyncio.wait_for(worker, 10)
     finally:
