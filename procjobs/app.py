@@ -18,7 +18,7 @@ from psycopg.conninfo import make_conninfo
 from procjobs.db import Database, Target
 from procjobs.engine.batches import Batch, Callback, open_batch
 from procjobs.engine.connector import quicken
-from procjobs.engine.enqueue import Enqueuer, adopt, own_options, quietly
+from procjobs.engine.enqueue import DeferredTask, Deferrer, Enqueuer, adopt, own_options, quietly
 from procjobs.engine.periodic import Cron
 from procjobs.engine.results import Outcome, Results
 from procjobs.engine.retry import seconds_of
@@ -282,11 +282,9 @@ class App(Blueprint, procrastinate.App):
         task = builtin.task(name=name, pass_context=True, queue=old.queue)(old.func)
         self.add_tasks_from(builtin, namespace="builtin")
         self.add_task_alias(task, name)
-        # `builtin_tasks.remove_old_jobs.defer(...)` defers through the app made last, by whatever name it has by now.
-        if old.name not in self.tasks:
-            self.add_task_alias(task, old.name)
+        # `builtin_tasks.remove_old_jobs.defer(...)` defers through the app made last.
+        old.__class__ = _UpstreamsOwn
         old.blueprint = self
-        adopt(old)
 
     def _worker(self, **kwargs: Any) -> UpstreamWorker:
         if not isinstance(self.connector, procrastinate.PsycopgConnector):
@@ -415,6 +413,15 @@ class App(Blueprint, procrastinate.App):
             return await register(link, describe_tasks(self), "register_tasks")
         finally:
             await link.close()
+
+
+class _UpstreamsOwn(DeferredTask[..., Any, ...]):
+    """Procrastinate's builtin task, bound to an app of ours: its own name grows with every app of Procrastinate's."""
+
+    def configure(self, **options: Any) -> Deferrer:
+        if isinstance(self.blueprint, App):
+            return quietly(self.blueprint.configure_task("procrastinate.builtin_tasks.remove_old_jobs", **options))
+        return super().configure(**options)
 
 
 class _SchemaManager(schema.SchemaManager):

@@ -337,7 +337,8 @@ async def test_the_builtin_task_is_deferred_by_its_function(
     await drain()
     assert await _is(app.job_manager, made, jobs.Status.SUCCEEDED)
 
-    procrastinate.App(connector=procrastinate.testing.InMemoryConnector())
+    for _ in range(12):  # each gives its own task a longer name
+        procrastinate.App(connector=procrastinate.testing.InMemoryConnector())
     later = procjobs.App(dsn)
     async with later.open_async():
         made = await task.defer_async(max_hours=72)
