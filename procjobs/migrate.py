@@ -34,7 +34,28 @@ __all__ = ["Report", "Resources", "apply", "check", "downgrade", "migrate", "res
 OLDEST_SERVER = 14
 #: One migration at a time in a database; any constant that nobody else uses will do.
 ADVISORY_LOCK = 7_015_210_014
-TRIES = 6
+#: Seconds for which others may be in the way, a transaction that reads our tables or another migration's.
+PATIENCE = 60.0
+#: Less than PostgreSQL's deadlock_timeout: workers that hold one of our tables and want another get them in time.
+_TAKE_WITHIN = "400ms"
+#: All at once, before anything is changed: what would be taken one by one is held by workers in any order. Not the
+#: bindings host_*, which stand for the application's tables.
+_TAKE_ALL = """
+do $$
+begin
+  execute (
+    select format('lock table %s in access exclusive mode',
+      string_agg(c.oid::regclass::text, ', ' order by c.relkind desc, c.oid))
+    from pg_class c
+    where (
+        c.relnamespace = 'procjobs'::regnamespace and c.relkind in ('r', 'p', 'v') and not c.relispartition
+        and c.relname not like 'host\\_%'
+      )
+      or c.oid = to_regclass({jobs})
+  );
+end
+$$
+"""
 #: Alembic keeps what it works on in globals of its modules: one thread at a time.
 _ALEMBIC = threading.Lock()
 
@@ -71,7 +92,8 @@ def migrate(
     Raises MigrationError (nothing was changed), ServerError (too old), DatabaseUnavailable.
     """
     plan = Plan(resources(), _host_file(host_sql), upstream_schema, log or silent)
-    for attempt in range(1, TRIES + 1):
+    patience = time.monotonic() + PATIENCE
+    while True:
         try:
             with _connection(dsn) as connection:
                 state = read_state(connection)
@@ -80,16 +102,15 @@ def migrate(
             return _change(dsn, plan)
         except (pg.DeadlockDetected, pg.LockNotAvailable, pg.SerializationFailure) as error:
             # Workers and other databases' migrations may be in the way; they are short.
-            if attempt == TRIES:
+            if time.monotonic() > patience:
                 raise MigrationError(
                     f"the tables stayed locked by others: {error.diag.message_primary}",
                     hint="look for long transactions in pg_stat_activity, then migrate again",
                 ) from error
             plan.log(f"{error.diag.message_primary}; trying again")
-            time.sleep(random.uniform(0.1, 0.5) * attempt)
+            time.sleep(random.uniform(0.1, 0.7))
         except psycopg.Error as error:
             raise translate(error) from error
-    raise AssertionError("unreachable")
 
 
 def check(dsn: str, *, host_sql: Path | None = None) -> list[str]:
@@ -253,6 +274,8 @@ def _change(dsn: str, plan: Plan) -> Report:
         schema = _place(connection, state, plan)
         adopted = caught_up is not None
         config.attributes.update(schema=schema, adopted=adopted)
+        if state.revision is not None:
+            _take_all(connection, schema)
         _upgrade_tables(connection, config, state, plan)
         applied, strangers = _apply_code(connection, state, schema, plan)
         found = {name: mark for name, mark in objects(connection, schema).items() if name not in strangers}
@@ -280,6 +303,14 @@ def _change(dsn: str, plan: Plan) -> Report:
         tuple(applied),
         tuple(notes),
     )
+
+
+def _take_all(connection: Raw, schema: str) -> None:
+    """Take our tables and views, and the job table, out of everybody's hands, or fail quickly to try again."""
+    connection.execute(f"set local lock_timeout to '{_TAKE_WITHIN}'")
+    jobs = sql.Literal(sql.Identifier(schema, "procrastinate_jobs").as_string())
+    connection.execute(sql.SQL(_TAKE_ALL).format(jobs=jobs))
+    connection.execute("set local lock_timeout to '15s'")
 
 
 def _note(said: psycopg.errors.Diagnostic, notes: list[str]) -> None:

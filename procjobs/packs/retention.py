@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import UTC, datetime, timedelta
-from typing import Any, LiteralString, cast
+from typing import Any
 
 import psycopg
 from procrastinate import Blueprint, JobContext
@@ -58,7 +58,7 @@ async def _vacuumed(db: Database, table: str, run_as: str) -> bool:
         if notice.severity_nonlocalized == "WARNING":
             said.append(notice.message_primary or "")
 
-    statement = sql.SQL("vacuum (skip_locked, analyze) {}").format(sql.SQL(cast(LiteralString, table)))
+    statement = sql.SQL("vacuum (skip_locked, analyze) {}").format(sql.SQL(table))
     try:
         async with db.connection() as connection:
             connection.add_notice_handler(hear)

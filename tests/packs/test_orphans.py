@@ -142,7 +142,7 @@ class Store:
     def answer(self, method: str, target: str, headers: Any) -> tuple[int, str]:
         wanted = signed(
             method, f"http://127.0.0.1:{self.port}{target}",
-            at=datetime.strptime(headers["x-amz-date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC), region="here", **KEYS,
+            at=datetime.strptime(headers["x-amz-date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC), region="here", **KEYS,  # type: ignore[arg-type]
         )  # fmt: skip
         if headers["Authorization"] != wanted["Authorization"]:
             return 403, "<Error><Code>SignatureDoesNotMatch</Code></Error>"
