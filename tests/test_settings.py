@@ -75,6 +75,7 @@ class TestPlaces:
             "mail_reply_to": "a@b.example",
             "finished_jobs": "keep",
             "smtp_tls": "tls",
+            "uploads_endpoint": "https://files.example.com",
             "smtp_user": "u",
             "log_level": "debug",
             "log_format": "json",

@@ -108,7 +108,6 @@ declare
   v_args jsonb := p_args;
   v_arg jsonb;
   v_id bigint;
-  v_set text;
 begin
   -- What the task's code says may be set otherwise; what this job says itself goes before.
   select case when t.queue = p_queue then s.queue end, case when t.priority = p_priority then s.priority end, t.uniqueness is not null
@@ -138,8 +137,8 @@ begin
     return;
   end if;
 
-  -- Assigned, not performed, which would start an executor for it; and one job without what only many need.
-  v_set := set_config('procjobs.args_checked', 'on', true);
+  -- Asked, not performed, which would start an executor for it; and one job without what only many need.
+  if set_config('procjobs.args_checked', 'on', true) is null then null; end if;
   if jsonb_array_length(v_args) = 1 then
     v_arg := v_args -> 0;
     if not procjobs.is_small(v_arg) then
@@ -149,7 +148,7 @@ begin
     values (p_task, v_queue, v_priority, p_lock, p_queueing_lock, v_arg, p_scheduled_at)
     returning id into v_id;
     ids := array[v_id];
-    v_set := set_config('procjobs.args_checked', '', true);
+    if set_config('procjobs.args_checked', '', true) is null then null; end if;
     return;
   end if;
 
@@ -164,7 +163,7 @@ begin
   )
   select array_agg(n.id) into ids
   from new n;
-  v_set := set_config('procjobs.args_checked', '', true);
+  if set_config('procjobs.args_checked', '', true) is null then null; end if;
 end
 $$;
 comment on function procjobs.enqueue(text, text, integer, text, text, timestamptz, text, jsonb) is
