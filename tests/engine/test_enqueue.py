@@ -41,6 +41,32 @@ async def tasks(app: procjobs.App) -> dict[str, Any]:
     return {"greet": greet, "digest": digest, "report": report, "fails": fails}
 
 
+async def test_many_jobs_have_the_arguments_that_one_by_one_would_have(tasks: dict[str, Any], sql: Sql) -> None:
+    texts = ["", 'quoted "text"', "back\\slash", "naïve \u2028 日本語", "\\u0000 in letters", "x" * 3000]
+    ids = await tasks["greet"].batch_defer_async(*[{"user_id": n, "text": text} for n, text in enumerate(texts)])
+    one_by_one = [await tasks["greet"].defer_async(user_id=n, text=text) for n, text in enumerate(texts)]
+    arguments = "select args from procrastinate_jobs where id = any (%s) order by id"
+    assert sql(arguments, list(map(int, ids))) == sql(arguments, list(map(int, one_by_one)))
+    assert [row[0]["text"] for row in sql(arguments, list(map(int, ids)))] == texts
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"user_id": "3"}, "user_id must be integer, is string"),
+        ({"user_id": 3, "text": "a\x00b"}, "NUL"),
+        ({"user_id": 3, "text": float("nan")}, "written as JSON"),
+        ({"user_id": 3, "nested": [[[1]]]}, "nested is not expected"),
+    ],
+)
+async def test_of_many_jobs_one_that_is_wrong_refuses_all_in_its_own_words(
+    tasks: dict[str, Any], sql: Sql, wrong: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InvalidArguments, match=said):
+        await tasks["greet"].batch_defer_async(*[{"user_id": n} for n in range(50)], wrong, {"user_id": 51})
+    assert sql.one("select count(*) from procrastinate_jobs") == 0
+
+
 async def test_every_option_reaches_the_job(tasks: dict[str, Any], app: procjobs.App, sql: Sql) -> None:
     async with app.batch("b") as batch:
         await (
