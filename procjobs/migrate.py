@@ -38,20 +38,35 @@ ADVISORY_LOCK = 7_015_210_014
 PATIENCE = 60.0
 #: Less than PostgreSQL's deadlock_timeout: workers that hold one of our tables and want another get them in time.
 _TAKE_WITHIN = "400ms"
-#: All at once, before anything is changed: what would be taken one by one is held by workers in any order. Not the
-#: bindings host_*, which stand for the application's tables.
+#: All at once, before anything is changed: what would be taken one by one is held by workers in any order. To lock a view
+#: is to lock what it reads: not those that read anything else, such as the application's tables.
 _TAKE_ALL = """
 do $$
 begin
   execute (
+    with recursive reads as (
+      select distinct r.ev_class as view, d.refobjid as read
+      from pg_rewrite r
+      join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid and d.refclassid = 'pg_class'::regclass
+      join pg_class v on v.oid = r.ev_class and v.relnamespace = 'procjobs'::regnamespace and v.relkind = 'v'
+      where d.refobjid <> r.ev_class
+    ),
+    foreigners as (
+      select reads.view
+      from reads
+      join pg_class c on c.oid = reads.read
+      where c.relnamespace <> 'procjobs'::regnamespace and c.relname not like 'procrastinate\\_%'
+      union
+      select reads.view
+      from reads
+      join foreigners f on f.view = reads.read
+    )
     select format('lock table %s in access exclusive mode',
       string_agg(c.oid::regclass::text, ', ' order by c.relkind desc, c.oid))
     from pg_class c
-    where (
-        c.relnamespace = 'procjobs'::regnamespace and c.relkind in ('r', 'p', 'v') and not c.relispartition
-        and c.relname not like 'host\\_%'
-      )
-      or c.oid = to_regclass({jobs})
+    where c.oid = to_regclass({jobs})
+      or c.relnamespace = 'procjobs'::regnamespace and c.relkind in ('r', 'p', 'v') and not c.relispartition
+        and c.oid not in (select view from foreigners)
   );
 end
 $$
