@@ -3,6 +3,8 @@
 -- Lock order:  schedules, skipping locked rows, then new rows of schedule_ticks, then as enqueue.sql says, then alerts by kind and subject.
 -- A slot is a row of the ledger before it is a job, in one transaction. Schedules go in batches: one statement for all of them,
 -- and, only where that fails, one by one, so that a bad one harms nobody. No lock is waited for longer than lock_timeout says.
+-- A row of the ledger is looked up by `between row(...) and row(...)`: only its primary key can do that. With two equalities
+-- the plan may go by the index of slots, through all schedules that fire at the same instant.
 
 create or replace function procjobs.living_processes()
 returns setof procjobs.worker_state
@@ -146,7 +148,7 @@ begin
     select s as schedule, t.slot
     from jsonb_to_recordset(v_plan) as p (name text, slot timestamptz, reason text, periodic boolean)
     join procjobs.schedules s on s.name = p.name
-    join procjobs.schedule_ticks t on t.schedule = p.name and t.slot = p.slot and t.fired_at = v_now
+    join procjobs.schedule_ticks t on row(t.schedule, t.slot) between row(p.name, p.slot) and row(p.name, p.slot) and t.fired_at = v_now
     where p.periodic and p.reason is null and t.outcome = 'fired' and t.job_id is null
     order by t.slot, p.name
   loop
@@ -209,8 +211,7 @@ begin
         outcome = case when n.duplicate then 'skipped' else t.outcome end,
         reason = case when n.duplicate then format('job %s is the same, and has not ended', n.id) else t.reason end
     from new n
-    where t.schedule = n.name
-      and t.slot = n.slot
+    where row(t.schedule, t.slot) between row(n.name, n.slot) and row(n.name, n.slot)
     returning n.duplicate
   )
   select count(*) filter (where not w.duplicate) into v_count from written w;
@@ -239,8 +240,7 @@ begin
   set job_id = v_id,
       outcome = case when v_id is null then 'skipped' else 'fired' end,
       reason = case when v_id is null then 'this slot or a later one was deferred already: procrastinate_periodic_defers' end
-  where t.schedule = p_schedule.name
-    and t.slot = p_slot;
+  where row(t.schedule, t.slot) between row(p_schedule.name, p_slot) and row(p_schedule.name, p_slot);
   return case when v_id is null then 0 else 1 end;
 end
 $$;

@@ -26,28 +26,30 @@ begin
   new.pj_finished_at := null;
   if new.scheduled_at > procjobs.clock() then
     new.pj_waits_for := 'time';
+  -- Ordered as the indexes of locks are, so that the plan goes by them and not through all that runs or is ready: a session
+  -- keeps its plan, and may have made it when there were no jobs. A mere equality would leave nothing to order by.
   elsif new.lock is not null and (
-    exists (
-      select
+    (
+      select true
       from public.procrastinate_jobs o
-      where o.lock = new.lock
+      where o.lock >= new.lock
+        and o.lock <= new.lock
         and o.status = 'doing'
         and o.id <> new.id
+      order by o.lock
+      limit 1
     )
-    or exists (
-      select
+    or (
+      select true
       from public.procrastinate_jobs o
       where o.lock = new.lock
         and o.status = 'todo'
         and o.pj_waits_for is null
         and o.priority >= new.priority
         and o.id <> new.id
-        and not exists (
-          select
-          from procjobs.queue_settings s
-          where s.name = o.queue_name
-            and s.paused_at is not null
-        )
+        and o.queue_name <> all ((select procjobs.paused_queues())::text[])
+      order by o.priority desc, o.id
+      limit 1
     )
   ) then
     new.pj_waits_for := 'lock';

@@ -24,13 +24,13 @@ def many(sql: Sql, register: Callable[..., int]) -> None:
     sql(
         """
         insert into procjobs.schedules
-        select (jsonb_populate_record(s, jsonb_build_object(
+        select made.*
+        from procjobs.schedules s, generate_series(1, %s) n, jsonb_populate_record(s, jsonb_build_object(
           'name', 's' || n, 'cron', case when n <= %s then '1 12 * * *' else '0 0 1 1 *' end,
           'next_slot', case when n <= %s then '2026-06-01 12:01Z' else '2027-01-01 00:00Z' end,
-          'due_at', case when n <= %s then '2026-06-01 12:01Z' else '2027-01-01 00:00Z' end))).*
-        from procjobs.schedules s, generate_series(1, %s) n
+          'due_at', case when n <= %s then '2026-06-01 12:01Z' else '2027-01-01 00:00Z' end)) made
         """,
-        DUE, DUE, DUE, MANY,
+        MANY, DUE, DUE, DUE,
     )  # fmt: skip
     sql("analyze procjobs.schedules")
 
@@ -57,6 +57,22 @@ def test_ten_thousand_due_at_once_fire_in_seconds_and_nothing_is_read_twice(sql:
     assert took < 30
     assert sql.one("select count(distinct schedule) from procjobs.schedule_ticks") == DUE
     assert sql.one("select count(*) from procrastinate_jobs") == DUE
+
+
+@pytest.mark.usefixtures("many")
+def test_each_slot_reads_its_own_rows_and_not_those_of_the_others(sql: Sql) -> None:
+    """All in one session, whose plans were made when the ledger and the queue were empty."""
+    sql("set procjobs.now = '2026-06-01 12:01Z'")
+    assert sql.one("select fired from procjobs.tick_schedules('us', 2000)") == 2000
+    sql("select pg_stat_force_next_flush()")
+    read = dict(
+        sql(
+            "select relname, seq_tup_read + idx_tup_fetch from pg_stat_user_tables "
+            "where relname in ('schedule_ticks', 'procrastinate_jobs')"
+        )
+    )
+    assert read["schedule_ticks"] <= 4 * 2000
+    assert read["procrastinate_jobs"] <= 2 * 2000, "locks are looked up, also of jobs in one statement"
 
 
 @pytest.mark.usefixtures("many")
