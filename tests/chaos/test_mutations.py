@@ -296,6 +296,35 @@ def site_says(site: Site) -> str:
     return "\n".join(map(str, site.violations())) or "nothing is wrong"
 
 
+@pytest.mark.parametrize(
+    ("locked", "ledger"),
+    [(True, True), (False, True), (True, False), (False, False)],
+    ids=["as it is", "no row lock", "no ledger", "neither"],
+)
+def test_a_slot_fires_once_by_the_row_lock_and_by_the_ledger(hands: Hands, locked: bool, ledger: bool) -> None:
+    """Two clocks at once, the second while the first is not committed yet: either safeguard is enough alone."""
+    sql = hands.site.sql
+    sql("select procjobs.schedule('one', 'work', '0 0 1 1 *')")
+    sql(
+        "update procjobs.schedules set last_slot = now() - interval '1 hour', next_slot = now(), due_at = now() "
+        "where name = 'one'"
+    )
+    # However slow the machine is, the second clock does not give up waiting.
+    replace(hands.site, "tick_schedules", "'300ms'", "'30s'")
+    if not locked:
+        replace(hands.site, "tick_schedules", "for update skip locked", "")
+    if not ledger:
+        sql("alter table procjobs.schedule_ticks drop constraint schedule_ticks_pkey")
+    with opened(hands.site.dsn) as rival:
+        with sql.connection.transaction():
+            assert sql.one("select procjobs.tick()") == 1
+            other = Thread(lambda: rival.sql.one("select procjobs.tick()"))
+            until(lambda: not other.is_alive() or waiting(hands.site), timeout=10)
+        again = other.result()
+    assert again == (0 if locked or ledger else 1)
+    assert sql.one("select count(*) from procrastinate_jobs") == 1 + again
+
+
 @pytest.mark.parametrize("mutant", ["none", "heartbeat_on_the_loop"])
 def test_a_heart_that_jobs_can_hold(site: Site, mutant: str) -> None:
     """Scenario 22: two workers and a job that holds the loop for longer than its lease."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -390,13 +391,37 @@ def test_run_now_is_a_run_of_its_own(sql: Sql, now: Now) -> None:
     assert sql.one("select next_slot::text from procjobs.schedule_list") == "2026-06-01 13:00:00+00"
 
 
-def test_a_double_click_is_one_run(sql: Sql, another: Callable[[], psycopg.Connection[Any]]) -> None:
+def test_a_double_click_is_one_run(sql: Sql) -> None:
     sql("select procjobs.schedule('s', 'plain', '0 * * * *')")
     sql("select procjobs.schedule('t', 'plain', '0 * * * *')")
     first = sql.one("select procjobs.run_now('s', 'click')")
     assert sql.one("select procjobs.run_now('s', 'click')") == first
     assert sql.one("select procjobs.run_now('t', 'click')") != first
     assert sql.one("select procjobs.run_now('s')") not in (first, sql.one("select procjobs.run_now('s')"))
+
+
+@pytest.mark.parametrize("commits", [True, False])
+def test_two_clicks_at_once_are_one_run(
+    sql: Sql, another: Callable[[], psycopg.Connection[Any]], eventually: Callable[..., Any], commits: bool
+) -> None:
+    sql("select procjobs.schedule('s', 'plain', '0 * * * *')")
+    click = "select procjobs.run_now('s', 'click')"
+    ours, theirs = another(), another()
+    (first,) = ours.execute(click).fetchone() or (None,)
+    jobs: list[int] = []
+
+    def again() -> None:
+        jobs.extend(theirs.execute(click).fetchone() or ())
+        theirs.commit()
+
+    thread = threading.Thread(target=again)
+    thread.start()
+    eventually(lambda: sql.one("select cardinality(pg_blocking_pids(%s)) > 0", theirs.info.backend_pid))
+    (ours.commit if commits else ours.rollback)()
+    thread.join()
+    assert (jobs == [first]) == commits, "what was rolled back is nobody's run"
+    assert [job for (job,) in sql("select id from procrastinate_jobs")] == jobs
+    assert [job for (job,) in sql("select job_id from procjobs.schedule_runs")] == jobs
 
 
 def test_run_now_waits_for_a_run_that_has_not_ended(sql: Sql, worker: Callable[..., Worker]) -> None:
