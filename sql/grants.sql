@@ -105,7 +105,7 @@ begin
     ('procjobs_admin', '{
       register_sql_task, put_sql_task, find_routine, drop_sql_task, pg_cron_install, pg_cron_script, pg_cron_remove, pg_cron_removal,
       set_limit, drop_limit, set_queue, set_task, reset_task, pause_task, resume_task, edit_job, cancel_jobs, retry_jobs, discard_jobs,
-      set_table_policy, drop_table_policy, store_table_policy, policy_rights, policy_warnings, check_policy_parses, check_may_become, policy_in_words,
+      set_table_policy, drop_table_policy, store_table_policy, policy_rights, policy_warnings, check_policy_parses, check_may_become, may_become, policy_in_words,
       set_retry_rule, drop_retry_rule,
       set_retention, drop_retention, redrive, purge_dead_letters, cancel, retry, pause_queue, resume_queue,
       schedule, schedule_for, unschedule, pause_schedule, resume_schedule, run_now, backfill, set_schedule_group, set_cron_timezone,

@@ -414,7 +414,7 @@ $$;
 -- How long the demo's rows are kept. What was set since by hand stays.
 select procjobs.set_table_policy(
   p.name, 'procjobs_demo.' || p.table_name, p.column_name, p.keep::interval, condition => p.condition, action => p.action,
-  assignments => p.assignments::jsonb, run_as => case when to_regrole('procjobs_owner') is not null then 'procjobs_owner' end,
+  assignments => p.assignments::jsonb, run_as => case when procjobs.may_become('procjobs_owner') then 'procjobs_owner' end,
   description => p.description
 )
 from (values

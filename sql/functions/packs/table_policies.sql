@@ -52,13 +52,11 @@ set search_path = pg_catalog, pg_temp
 as $$
   select
     e.key,
-    format('%s::%s',
-      case
-        when jsonb_typeof(e.value) = 'null' then 'null'
-        when a.atttypid in ('json'::regtype, 'jsonb'::regtype) then quote_literal(e.value::text)
-        else quote_literal(e.value #>> '{}')
-      end,
-      format_type(a.atttypid, a.atttypmod))
+    case
+      when jsonb_typeof(e.value) = 'null' then 'null'
+      when a.atttypid in ('json'::regtype, 'jsonb'::regtype) then quote_literal(e.value::text)
+      else quote_literal(e.value #>> '{}')
+    end || '::' || format_type(a.atttypid, a.atttypmod)
   from jsonb_each(p_assignments) e
   left join pg_attribute a
     on a.attrelid = p_table
@@ -341,6 +339,18 @@ comment on function procjobs.set_table_policy(text, text, text, interval, text, 
   'It is worked with the rights of run_as, by default the caller''s, by procjobs.run_retention(name) or call procjobs.work_retention(name). The same name again changes it. '
   'Returns the policy in words.';
 
+create or replace function procjobs.may_become(p_role text)
+returns boolean
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(
+    pg_has_role(session_user, to_regrole(quote_ident(p_role)),
+      case when current_setting('server_version_num')::integer >= 160000 then 'set' else 'member' end), false)
+$$;
+comment on function procjobs.may_become(text) is 'Whether the login may SET ROLE to a role; false if there is none of that name.';
+
 create or replace function procjobs.check_may_become(p_name text, p_role text)
 returns void
 language plpgsql
@@ -349,7 +359,7 @@ as $$
 begin
   if to_regrole(quote_ident(p_role)) is null then
     perform procjobs.raise_policy(p_name, format('there is no role %s', quote_literal(p_role)), 'run_as names a role of this server.');
-  elsif not pg_has_role(session_user, p_role, case when current_setting('server_version_num')::integer >= 160000 then 'set' else 'member' end) then
+  elsif not procjobs.may_become(p_role) then
     perform procjobs.raise_policy(p_name, format('%I may not act as role %I', session_user, p_role),
       format('grant %I to %I, or let the policy run as another role.', p_role, session_user));
   end if;
@@ -389,9 +399,9 @@ begin
       set_at = excluded.set_at,
       set_by = session_user
   where (known.table_name, known.column_name, known.keep, known.condition, known.action, known.assignments, known.batch,
-      known.oldest_first, known.enabled, known.run_as, known.description)
+      known.oldest_first, known.enabled, known.run_as, known.description, known.set_by)
     is distinct from (excluded.table_name, excluded.column_name, excluded.keep, excluded.condition, excluded.action, excluded.assignments,
-      excluded.batch, excluded.oldest_first, excluded.enabled, excluded.run_as, excluded.description);
+      excluded.batch, excluded.oldest_first, excluded.enabled, excluded.run_as, excluded.description, session_user);
   -- While migrate applies a host.sql, the tasks may not be there yet: then migrate itself does this at its end.
   perform procjobs.declare_retention_schedules()
   where p.name in (select s.name from procjobs.retention_schedules() s)
