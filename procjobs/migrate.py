@@ -38,35 +38,17 @@ ADVISORY_LOCK = 7_015_210_014
 PATIENCE = 60.0
 #: Less than PostgreSQL's deadlock_timeout: workers that hold one of our tables and want another get them in time.
 _TAKE_WITHIN = "400ms"
-#: All at once, before anything is changed: what would be taken one by one is held by workers in any order. To lock a view
-#: is to lock what it reads: not those that read anything else, such as the application's tables.
+#: All at once, before anything is changed: what would be taken one by one is held by workers in any order. Not views:
+#: LOCK goes on to all that they read, the server's own and the application's.
 _TAKE_ALL = """
 do $$
 begin
   execute (
-    with recursive reads as (
-      select distinct r.ev_class as view, d.refobjid as read
-      from pg_rewrite r
-      join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid and d.refclassid = 'pg_class'::regclass
-      join pg_class v on v.oid = r.ev_class and v.relnamespace = 'procjobs'::regnamespace and v.relkind = 'v'
-      where d.refobjid <> r.ev_class
-    ),
-    foreigners as (
-      select reads.view
-      from reads
-      join pg_class c on c.oid = reads.read
-      where c.relnamespace <> 'procjobs'::regnamespace and c.relname not like 'procrastinate\\_%'
-      union
-      select reads.view
-      from reads
-      join foreigners f on f.view = reads.read
-    )
     select format('lock table %s in access exclusive mode',
       string_agg(c.oid::regclass::text, ', ' order by c.relkind desc, c.oid))
     from pg_class c
-    where c.oid = to_regclass({jobs})
-      or c.relnamespace = 'procjobs'::regnamespace and c.relkind in ('r', 'p', 'v') and not c.relispartition
-        and c.oid not in (select view from foreigners)
+    where (c.relnamespace = 'procjobs'::regnamespace and c.relkind in ('r', 'p') and not c.relispartition)
+      or c.oid = to_regclass({jobs})
   );
 end
 $$
@@ -289,10 +271,10 @@ def _change(dsn: str, plan: Plan) -> Report:
         schema = _place(connection, state, plan)
         adopted = caught_up is not None
         config.attributes.update(schema=schema, adopted=adopted)
-        if state.revision is not None:
-            _take_all(connection, schema)
+        grants = _take_all(connection, schema) if state.revision is not None else []
         _upgrade_tables(connection, config, state, plan)
         applied, strangers = _apply_code(connection, state, schema, plan)
+        _grant_again(connection, grants)
         found = {name: mark for name, mark in objects(connection, schema).items() if name not in strangers}
         connection.execute(
             "insert into procjobs.schema_state as s"
@@ -320,12 +302,18 @@ def _change(dsn: str, plan: Plan) -> Report:
     )
 
 
-def _take_all(connection: Raw, schema: str) -> None:
-    """Take our tables and views, and the job table, out of everybody's hands, or fail quickly to try again."""
+def _take_all(connection: Raw, schema: str) -> list[tuple[str, str, str, bool]]:
+    """Take our tables and the job table out of everybody's hands, or fail quickly to try again.
+
+    Views go, and before: who reads one has it before its tables. Returns what others were granted on them.
+    """
     connection.execute(f"set local lock_timeout to '{_TAKE_WITHIN}'")
+    grants = _grants_of_others(connection)
+    _drop_views(connection)
     jobs = sql.Literal(sql.Identifier(schema, "procrastinate_jobs").as_string())
     connection.execute(sql.SQL(_TAKE_ALL).format(jobs=jobs))
     connection.execute("set local lock_timeout to '15s'")
+    return grants
 
 
 def _note(said: psycopg.errors.Diagnostic, notes: list[str]) -> None:
@@ -376,8 +364,6 @@ def _apply_code(connection: Raw, state: State, schema: str, plan: Plan) -> tuple
     """Apply every file of sql/. Returns their names, and the functions in our schema that are not ours."""
     files = plan.files()
     plan.log(f"functions, triggers and views: {len(files)} files")
-    grants = _grants_of_others(connection)
-    _drop_views(connection)
     functions = plan.resources.sql / "functions"
     strangers: set[str] = set()
     late = False
@@ -390,7 +376,6 @@ def _apply_code(connection: Raw, state: State, schema: str, plan: Plan) -> tuple
             connection.execute("set local search_path to default")
         plan.run(connection, path, schema)
         connection.execute("set local search_path to pg_catalog, pg_temp")
-    _grant_again(connection, grants)
     return [plan.resources.name(path) for path in files], strangers
 
 
