@@ -65,7 +65,7 @@ declare
     cleanup_audit_logs, cleanup_logs, cleanup_old_jobs, process_job_queue, retry_failed_jobs,
     forget_ended_jobs, clean_table, table_policy, begin_cleaning, begin_as, find_due_rows, work_due_rows, clean_step, clean_pace,
     note_cleaning, progress, stopwatch, count_due_rows, expect_rows, say_referenced, end_cleaning, finish_cleaning, raise_cleaning, clock, wall_clock,
-    table_leaves, time_column, assigned_values, due_rows, references_to, cleaning_statements, raise_policy
+    find_table, table_leaves, time_column, assigned_values, due_rows, references_to, cleaning_statements, raise_policy
   }';
   v_cron constant text[] := '{
     cron_next, cron_preview, cron_slots, check_cron,
@@ -97,7 +97,7 @@ begin
       doctor, doctor_server, doctor_horizon, doctor_logins, doctor_tables, doctor_fleet, explain_claim, claim_plans, say_span,
       list_limits, list_batches, list_tasks, why_not_running, job_timeline, list_jobs, count_jobs, job_report, list_queues, list_workers, job_status,
       may_see_arguments, late_note, say_time, raise_job_not_found, clock, may_set_clock, time_set,
-      list_table_policies, list_table_runs, policy_fault, time_column, assigned_values,
+      list_table_policies, list_table_runs, policy_fault, find_table, time_column, assigned_values,
       list_retention, list_retention_passes, list_dead_groups, list_dead_letters, jobs_as_of, job_transitions,
       preview_schedule, list_schedules, list_schedule_history, list_alerts, cron_timezone, schedule_hold,
       pg_cron_status, pg_cron_place, pg_cron_wanted, pg_cron_vacuum, pg_cron_prefix, pg_cron_facts_query, pg_cron_findings, pg_cron_absence, wall_clock

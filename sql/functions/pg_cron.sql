@@ -68,7 +68,7 @@ begin
   if v_policies is not null then
     execute format(
       'select string_agg(distinct t.name::text, '', '' order by t.name::text)
-       from (select to_regclass(p.table_name) as name from %s p) t
+       from (select procjobs.find_table(p.table_name) as name from %s p) t
        where t.name is not null',
       v_policies)
     into v_tables;

@@ -93,7 +93,7 @@ begin
   v_wanted := p_run.rows >= 10000 and p_run.rows >= 0.1 * (
     select coalesce(sum(c.reltuples), 0)
     from procjobs.table_policies p
-    cross join procjobs.table_leaves(to_regclass(p.table_name)) l
+    cross join procjobs.table_leaves(procjobs.find_table(p.table_name)) l
     join pg_class c on c.oid = l.leaf
     where p.name = p_policy
   );
@@ -139,7 +139,7 @@ begin
     return;
   end if;
   if p_run.error is null and exists (
-    select from procjobs.table_leaves(to_regclass(p.table_name)) l cross join procjobs.references_to(l.leaf) r where p.action = 'delete'
+    select from procjobs.table_leaves(procjobs.find_table(p.table_name)) l cross join procjobs.references_to(l.leaf) r where p.action = 'delete'
   ) then
     for v_found in
       select c.constraint_name, c.referencing, sum(c.rows)::bigint as rows

@@ -61,7 +61,7 @@ as $$
         select string_agg(r.condition, ' or ') from procjobs.references_to(l.leaf) r where (p_policy).action = 'delete'
       ), '') as refused,
       exists (select from procjobs.references_to(l.leaf) r where r.is_itself and (p_policy).action = 'delete') as itself
-    from procjobs.table_leaves(to_regclass((p_policy).table_name)) l
+    from procjobs.table_leaves(procjobs.find_table((p_policy).table_name)) l
   ) s
 $$;
 comment on function procjobs.cleaning_statements(procjobs.table_policies) is

@@ -4,6 +4,32 @@
 -- set_table_policy runs with its caller's rights, and parses as the role that the policy runs as. What it found good is
 -- stored by store_table_policy, with the owner's rights, for no role that the login could not become itself.
 
+create or replace function procjobs.find_table(p_name text)
+returns regclass
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_parts text[];
+begin
+  v_parts := parse_ident(p_name);
+  return (
+    select c.oid
+    from pg_namespace n
+    join pg_class c on c.relnamespace = n.oid
+    where cardinality(v_parts) = 2
+      and n.nspname = v_parts[1]
+      and c.relname = v_parts[2]
+  );
+exception
+  when invalid_parameter_value then
+    return null;  -- no name at all
+end
+$$;
+comment on function procjobs.find_table(text) is
+  'The table of a name with its schema; null if there is none. Unlike to_regclass it does not fail for who may not use that schema.';
+
 create or replace function procjobs.table_leaves(p_table regclass)
 returns table (leaf regclass)
 language sql
@@ -141,7 +167,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   p record := p_policy;
-  v_table regclass := to_regclass(p.table_name);
+  v_table regclass := procjobs.find_table(p.table_name);
   v_unknown text := (
     select string_agg(v.column_name, ', ')
     from procjobs.assigned_values(v_table, case when jsonb_typeof(p.assignments) = 'object' then p.assignments end) v
@@ -157,7 +183,7 @@ begin
     (not exists (select from pg_class c where c.oid = v_table and c.relkind in ('r', 'p')), format('%s is not a table', p.table_name),
       'A policy is for a table, partitioned or not: name the one behind the view.'),
     (exists (select from pg_class c where c.oid = v_table
-        and (c.relnamespace in ('procjobs'::regnamespace, 'pg_catalog'::regnamespace) or c.oid = 'public.procrastinate_jobs'::regclass)),
+        and (c.relnamespace in ('procjobs'::regnamespace, 'pg_catalog'::regnamespace) or c.oid = procjobs.find_table('public.procrastinate_jobs'))),
       format('%s is not the application''s', p.table_name), 'How long jobs are kept is set with procjobs.set_retention.'),
     (procjobs.time_column(v_table, p.column_name) is null, format('%s has no column of time %s', p.table_name, quote_nullable(p.column_name)),
       'Name a column that is timestamptz, timestamp or date.'),
@@ -189,7 +215,7 @@ as $$
     -- Rows are locked before they go, which takes UPDATE.
     select format('grant select, update%s on %s to %I', case when (p_policy).action = 'delete' then ', delete' end,
       (p_policy).table_name, (p_policy).run_as)
-    from procjobs.table_leaves(to_regclass((p_policy).table_name)) l
+    from procjobs.table_leaves(procjobs.find_table((p_policy).table_name)) l
     where not (has_table_privilege((p_policy).run_as, l.leaf, 'select')
       and has_any_column_privilege((p_policy).run_as, l.leaf, 'update')
       and ((p_policy).action <> 'delete' or has_table_privilege((p_policy).run_as, l.leaf, 'delete')))
@@ -197,14 +223,14 @@ as $$
     select format('grant usage on schema %I to %I', n.nspname, (p_policy).run_as)
     from pg_class c
     join pg_namespace n on n.oid = c.relnamespace
-    where c.oid = to_regclass((p_policy).table_name)
+    where c.oid = procjobs.find_table((p_policy).table_name)
       and not has_schema_privilege((p_policy).run_as, n.oid, 'usage')
     union
     select format('grant select on %s to %I', r.referencing, (p_policy).run_as)
-    from procjobs.table_leaves(to_regclass((p_policy).table_name)) l
+    from procjobs.table_leaves(procjobs.find_table((p_policy).table_name)) l
     cross join procjobs.references_to(l.leaf) r
     where (p_policy).action = 'delete'
-      and not has_table_privilege((p_policy).run_as, to_regclass(r.referencing), 'select')
+      and not has_table_privilege((p_policy).run_as, procjobs.find_table(r.referencing), 'select')
   ) as missing (needed)
 $$;
 comment on function procjobs.policy_rights(procjobs.table_policies) is
@@ -219,7 +245,7 @@ as $$
   select array(
     select format('no index of %s begins with %s: each chunk reads the whole table; create index concurrently on %s (%I)',
       l.leaf, (p_policy).column_name, l.leaf, (p_policy).column_name)
-    from procjobs.table_leaves(to_regclass((p_policy).table_name)) l
+    from procjobs.table_leaves(procjobs.find_table((p_policy).table_name)) l
     where not exists (
       select
       from pg_index i
@@ -230,9 +256,9 @@ as $$
     )
   ) || array(
     select format('no index of %s begins with what refers to %s (%s): each row that goes reads that table', r.referencing, l.leaf, r.constraint_name)
-    from procjobs.table_leaves(to_regclass((p_policy).table_name)) l
+    from procjobs.table_leaves(procjobs.find_table((p_policy).table_name)) l
     join pg_constraint c on c.contype = 'f' and c.confrelid = l.leaf
-    join procjobs.references_to(l.leaf) r on r.constraint_name = c.conname and to_regclass(r.referencing) = c.conrelid
+    join procjobs.references_to(l.leaf) r on r.constraint_name = c.conname and procjobs.find_table(r.referencing) = c.conrelid
     where (p_policy).action = 'delete'
       and not exists (
         select from pg_index i where i.indrelid = c.conrelid and i.indisvalid and i.indkey[0] = any (c.conkey)
@@ -255,7 +281,7 @@ begin
   -- As it is and in parentheses: only an expression that is whole by itself is both.
   foreach v_query in array array[
     v_from || coalesce((p_policy).condition, 'true'),
-    v_from || procjobs.due_rows(p_policy, to_regclass((p_policy).table_name))
+    v_from || procjobs.due_rows(p_policy, procjobs.find_table((p_policy).table_name))
   ] loop
     begin
       perform set_config('search_path', v_path, true),
@@ -301,7 +327,7 @@ begin
   perform set_config('search_path', (select s.reset_val from pg_settings s where s.name = 'search_path'), true);
   p.table_name := coalesce(
     (select format('%I.%I', n.nspname, c.relname) from pg_class c join pg_namespace n on n.oid = c.relnamespace
-     where c.oid = to_regclass(set_table_policy.table_name)),
+     where c.oid = coalesce(procjobs.find_table(set_table_policy.table_name), to_regclass(set_table_policy.table_name))),
     set_table_policy.table_name);
   perform set_config('search_path', 'pg_catalog, pg_temp', true);
 

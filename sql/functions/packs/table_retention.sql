@@ -47,7 +47,7 @@ set search_path = pg_catalog, pg_temp
 as $$
   select p.name, l.leaf::text, p.run_as
   from procjobs.table_policies p
-  cross join procjobs.table_leaves(to_regclass(p.table_name)) l
+  cross join procjobs.table_leaves(procjobs.find_table(p.table_name)) l
   where (p_policy is null or p.name = p_policy)
     and exists (
       select
