@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -300,11 +300,10 @@ def eventually() -> Callable[..., Any]:
     """
 
     def wait(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
-        try:
+        with suppress(RuntimeError):
             asyncio.get_running_loop()
-        except RuntimeError:
-            return _wait(condition, timeout)
-        return _wait_async(condition, timeout)
+            return _wait_async(condition, timeout)
+        return _wait(condition, timeout)
 
     return wait
 

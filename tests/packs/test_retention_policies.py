@@ -98,8 +98,11 @@ def test_missing_indexes_are_warned_of(sql: Sql, notes: str, said: Notices) -> N
 
 
 @pytest.fixture
-def login(sql: Sql, dsn: str) -> Iterator[Callable[..., Sql]]:
-    """`login("ann", "procjobs_admin", "owner_of_notes")` is a connection of a new login that is a member of these."""
+def login(sql: Sql, dsn: str, notes: str) -> Iterator[Callable[..., Sql]]:
+    """`login("ann", "procjobs_admin", "owner_of_notes")` is a connection of a new login that is a member of these.
+
+    Such a login cannot set the clock: the notes are of the last hundred days, each an hour short of whole days.
+    """
     made: list[tuple[str, Sql]] = []
 
     def connect(name: str, *groups: str) -> Sql:
@@ -107,9 +110,10 @@ def login(sql: Sql, dsn: str) -> Iterator[Callable[..., Sql]]:
         for group in groups:
             sql(f"grant {group} to {name}")
         made.append((name, Sql(with_user(dsn, name))))
-        made[-1][1]("select set_config('procjobs.now', '2031-05-10 12:00+00', false)")
         return made[-1][1]
 
+    sql("select set_config('procjobs.now', '', false)")
+    sql("update notes set at = now() - make_interval(days => id) + interval '1 hour' where id > 0")
     sql("create role pj_keeper")
     yield connect
     for name, connection in made:
@@ -167,7 +171,7 @@ def test_it_is_worked_with_the_rights_of_its_role_and_not_of_the_login(
     assert sql("select distinct who from seen") == [("pj_keeper",)]
 
     sql("revoke delete on notes from pj_keeper")
-    sql("insert into notes values (500, '2030-01-01')")
+    sql("insert into notes values (500, now() - interval '1 year')")
     said = refused(worker, "42501", "call procjobs.work_retention(%s)", notes)
     assert "permission denied" in (said.message_primary or "")
     assert worker.one("select current_user::text") == "pj_worker"
