@@ -206,6 +206,20 @@ def test_a_login_works_no_policy_of_somebody_who_could_not_act_as_it(
     assert sql.one("select to_regclass('public.climbed')") is None
 
 
+def test_a_policy_that_is_set_again_belongs_to_who_set_it_last(sql: Sql, notes: str, login: Callable[..., Sql]) -> None:
+    """The mend that PJ030 names: nothing of the policy changes but who answers for it."""
+    admin = login("pj_ann", "procjobs_admin", "pj_keeper")
+    sql("grant select, update, delete on notes to pj_keeper")
+    query = "select procjobs.set_table_policy('p', 'notes', 'at', '30 days', run_as => 'pj_keeper')"
+    admin(query)
+    said = refused(sql, "PJ030", "select procjobs.count_retention('p')")
+    assert "set the policy again as a superuser" in (said.message_hint or "")
+    sql(query)
+    assert sql("select procjobs.count_retention('p'), set_by from procjobs.table_retention where name = 'p'") == [
+        (70, "postgres")
+    ]
+
+
 def test_a_function_with_its_owners_rights_cannot_take_on_a_role_and_it_says_so(sql: Sql, notes: str) -> None:
     sql("create role pj_keeper")
     try:

@@ -164,7 +164,9 @@ def test_a_policy_is_changed_and_taken_back(sql: Sql) -> None:
     sql("select procjobs.set_retention()")
     assert sql.one("select bool_and(max_age is null) from procjobs.retention")
     assert [sql.one("select procjobs.drop_retention()") for _ in range(2)] == [True, False]
-    assert sql.one("select max_age::text from procjobs.retention where state = 'succeeded' and queue is null") == "7 days"
+    assert (
+        sql.one("select max_age::text from procjobs.retention where state = 'succeeded' and queue is null") == "7 days"
+    )
     assert [what for (what,) in sql("select what from procjobs.retention_passes order by id")] == [
         "set", "set", "drop", "set", "drop",
     ]  # fmt: skip
