@@ -30,7 +30,7 @@ TABLES = {
     "find_due_rows", "work_due_rows", "clean_step", "clean_pace", "note_cleaning", "progress", "stopwatch",
     "count_due_rows", "expect_rows", "say_referenced", "end_cleaning", "finish_cleaning", "raise_cleaning", "clock",
     "wall_clock", "table_leaves", "time_column", "assigned_values", "due_rows", "references_to", "cleaning_statements",
-    "raise_policy",
+    "raise_policy", "find_table",
 }  # fmt: skip
 
 #: role -> functions it may execute. What is not here, only the owner may.
@@ -57,13 +57,13 @@ MAY_EXECUTE = {
         "list_queues", "list_workers", "job_status",
         "may_see_arguments", "late_note", "say_time", "raise_job_not_found", "clock", "may_set_clock", "time_set",
         "list_retention", "list_retention_passes",
-        "list_table_policies", "list_table_runs", "policy_fault", "time_column", "assigned_values",
+        "list_table_policies", "list_table_runs", "policy_fault", "find_table", "time_column", "assigned_values",
         "list_dead_groups", "list_dead_letters", "jobs_as_of", "job_transitions",
         "preview_schedule", "list_schedules", "list_schedule_history", "list_alerts", "cron_timezone", "schedule_hold",
     },
     "procjobs_admin": TABLES | {
         "set_table_policy", "drop_table_policy", "store_table_policy", "policy_rights", "policy_warnings",
-        "check_policy_parses", "check_may_become", "policy_in_words", "set_retry_rule", "drop_retry_rule",
+        "check_policy_parses", "check_may_become", "may_become", "policy_in_words", "set_retry_rule", "drop_retry_rule",
         "set_limit", "drop_limit", "set_queue",
         "set_task", "reset_task", "pause_task", "resume_task", "edit_job", "cancel_jobs", "retry_jobs", "discard_jobs",
         "set_retention", "drop_retention", "redrive", "purge_dead_letters",
