@@ -319,7 +319,7 @@ def run(name: str, args: str | None, key: str | None, no_wait: bool, dsn: str | 
 @database_options
 @click.pass_context
 def alerts(context: click.Context, /, closed_too: bool, dsn: str | None, data: str | None, as_json: bool) -> None:
-    """What somebody should look at: missed slots, failing schedules, queues that grow, lost processes."""
+    """What somebody should look at, e.g. missed slots."""
     if context.invoked_subcommand is not None:
         return
     found = call(dsn, data, "list_alerts", p_closed_too=closed_too)

@@ -33,7 +33,7 @@ _TASKS: tuple[Column, ...] = (
 @database_options
 @click.pass_context
 def tasks(context: click.Context, /, dsn: str | None, data: str | None, as_json: bool) -> None:
-    """List tasks; pause, resume and set one; make routines of the database tasks."""
+    """List tasks; pause, resume, set, add and drop one."""
     if context.invoked_subcommand is None:
         _list_tasks(dsn, data, as_json)
 
