@@ -68,7 +68,9 @@ def test_a_million_rows_go_while_others_work(dsn: str, sql: Sql, eventually: Cal
         with opened(dsn) as other:
             pid = other.sql.one("select pg_backend_pid()")
             running = Thread(lambda: other.sql("call procjobs.work_retention('old_notes')"))
-            eventually(lambda: sql("select from procjobs.table_retention_runs where rows > %s", OLD / 10), timeout=120)
+            eventually(
+                lambda: sql("select id from procjobs.table_retention_runs where rows > %s", OLD / 10), timeout=120
+            )
             sql("select pg_terminate_backend(%s)", pid)
             with pytest.raises(psycopg.OperationalError):
                 running.result(timeout=60)
