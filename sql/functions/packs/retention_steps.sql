@@ -181,8 +181,13 @@ create or replace function procjobs.find_due_rows(p_run procjobs.cleaning)
 returns procjobs.cleaning
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
 as $$
 declare
+  -- By the index where there is one, whatever the statistics say of a table that was just filled: a sort of all rows for
+  -- each chunk would take the square of the time.
   v_run procjobs.cleaning := p_run;
   v_chunk constant integer := 10 * v_run.batch;
   v_last text;

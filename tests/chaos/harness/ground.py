@@ -36,6 +36,7 @@ TASKS = [
 
 GROUND = """
 -- Only what a test enqueues is to run; a pause stays through an upgrade.
+select procjobs.declare_retention();
 select procjobs.pause_schedule(name, 'chaos') from procjobs.schedules where source = 'pack';
 create schema chaos;
 create table chaos.executions (
