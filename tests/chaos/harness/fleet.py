@@ -70,7 +70,7 @@ class Worker:
         return code
 
     def said(self, words: str) -> bool:
-        return words in self.log.read_text(errors="replace")
+        return self.log.exists() and words in self.log.read_text(errors="replace")
 
     def children(self) -> list[int]:
         """The processes of its jobs, by their ids."""
