@@ -168,7 +168,7 @@ class Fleet:
     def logs(self) -> Iterable[tuple[str, str]]:
         """Name and text of every worker's log."""
         for worker in self.workers:
-            yield worker.log.name, worker.log.read_text(errors="replace")
+            yield worker.log.name, worker.log.read_text(errors="replace") if worker.log.exists() else ""
 
     def stop(self) -> None:
         """Kill whatever still runs."""
