@@ -114,14 +114,14 @@ def test_seconds_are_used_where_pg_cron_has_them(sql: Sql) -> None:
 
 @with_pg_cron
 def test_it_is_set_up_changed_and_taken_away_in_sql(clock: Sql) -> None:
-    assert clock.one("select procjobs.pg_cron_install()") == 3
+    assert clock.one("select procjobs.pg_cron_install()") == 4
     first = jobs(clock)
-    assert set(first) == {"procjobs clock: time", "procjobs clock: jobs 1", "procjobs clock: history"}
+    assert set(first) == {f"procjobs clock: {name}" for name in ("time", "jobs 1", "history", "vacuum")}
     assert first["procjobs clock: time"] == ("* * * * *", "call procjobs.keep_time(59, 'pg_cron')", "clock")
 
-    assert clock.one("select procjobs.pg_cron_install(runners => 2)") == 4
+    assert clock.one("select procjobs.pg_cron_install(runners => 2)") == 5
     assert set(jobs(clock)) == {*first, "procjobs clock: jobs 2"}
-    assert clock.one("select procjobs.pg_cron_install()") == 3
+    assert clock.one("select procjobs.pg_cron_install()") == 4
     assert jobs(clock) == first
     assert {row[0] for row in clock("select severity from procjobs.pg_cron_status()")} <= {"ok", "info"}
     clock(first["procjobs clock: history"][1])
@@ -132,10 +132,10 @@ def test_it_is_set_up_changed_and_taken_away_in_sql(clock: Sql) -> None:
     assert sorted(found) == [("jobs 1", "is not as this version wants it"), ("time", "is switched off")]
 
     clock("select cron.schedule('mine', '* * * * *', 'select 1')")
-    assert clock.one("select procjobs.pg_cron_remove()") == 3
+    assert clock.one("select procjobs.pg_cron_remove()") == 4
     assert set(jobs(clock)) == {"mine"}
     assert [row[1] for row in clock("select * from procjobs.pg_cron_status() where severity = 'warning'")] == [
-        "time", "jobs 1", "history",
+        "time", "jobs 1", "history", "vacuum",
     ]  # fmt: skip
 
 
@@ -172,13 +172,13 @@ def test_pg_cron_in_another_database_is_set_up_from_the_command_line(
     assert done.returncode == 0, done
     assert {name: database for name, (_, _, database) in jobs(clock).items()} == {
         "procjobs app: time": "app", "procjobs app: jobs 1": "app", "procjobs app: jobs 2": "app",
-        "procjobs app: history": "clock",
+        "procjobs app: history": "clock", "procjobs app: vacuum": "app",
     }  # fmt: skip
     again = procjobs_command("pg-cron", "status", "--dsn", dsn, cwd=tmp_path)
     assert again.returncode == 0 and "pg_cron 1.4-1 runs in database clock" in again.stdout
 
     gone = procjobs_command("pg-cron", "remove", "--dsn", dsn, cwd=tmp_path)
-    assert gone.stdout == "took 4 jobs out of pg_cron\n"
+    assert gone.stdout == "took 5 jobs out of pg_cron\n"
     assert jobs(clock) == {}
     app.connection.close()
 
