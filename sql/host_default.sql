@@ -45,6 +45,7 @@ create table if not exists procjobs_demo.recipients (
   phone text,
   timezone text not null default 'UTC'
 );
+alter table procjobs_demo.recipients add column if not exists slack text, add column if not exists webhook_url text;
 create index if not exists recipients_owner on procjobs_demo.recipients (owner_id);
 
 create table if not exists procjobs_demo.groups (
@@ -258,10 +259,11 @@ from procjobs_demo.memberships m
 where m.removed_at is null;
 
 create or replace view procjobs.host_recipients as
-select p.id, p.id as owner_id, p.name, 'self'::text as relationship, p.email, p.phone, p.timezone
+select p.id, p.id as owner_id, p.name, 'self'::text as relationship, p.email, p.phone, p.timezone,
+  null::text as slack, null::text as webhook_url
 from procjobs_demo.people p
 union all
-select r.id, r.owner_id, r.name, r.relationship, r.email, r.phone, r.timezone
+select r.id, r.owner_id, r.name, r.relationship, r.email, r.phone, r.timezone, r.slack, r.webhook_url
 from procjobs_demo.recipients r;
 
 create or replace view procjobs.host_groups as

@@ -51,6 +51,9 @@ as $$
     ('host_recipients', 'view', 5, 'email', 'text', 'Address for mail; null if there is none.', null),
     ('host_recipients', 'view', 6, 'phone', 'text', 'Number for SMS and WhatsApp; null if there is none.', null),
     ('host_recipients', 'view', 7, 'timezone', 'text', 'IANA zone in which digests and times are shown.', null),
+    ('host_recipients', 'view', 8, 'slack', 'text', 'Slack channel or member to write to; null if there is none.', null),
+    ('host_recipients', 'view', 9, 'webhook_url', 'text', 'Address that is called for the recipient; null if there is '
+      'none.', null),
 
     ('host_groups', 'view', 0, null, null, 'Groups that share updates: families, channels, '
       'projects.', 'notifications, digests'),

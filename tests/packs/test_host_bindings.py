@@ -208,7 +208,7 @@ def test_the_template_names_every_column_with_its_meaning(sql: Any) -> None:
 #: The made-up application of the template's examples.
 EXAMPLE = """
 create schema app;
-create table app.users (id uuid, full_name text, email varchar(200), mobile text, tz text, role text,
+create table app.users (id uuid, full_name text, email varchar(200), mobile text, tz text, slack_member text, role text,
   email_reports_enabled boolean, created_at timestamptz, last_seen timestamptz, deleted_at timestamptz);
 create table app.organizations (id uuid, name text, logo text);
 create type app.role as enum ('owner', 'admin', 'member');
@@ -302,7 +302,7 @@ grant select on all tables in schema crm to procjobs_owner;
 create or replace view procjobs.host_recipients as
 select md5('customer:' || no::text)::uuid as id, md5('customer:' || no::text)::uuid as owner_id,
   display_name::text as name, 'customer' as relationship, mail::text as email, null::text as phone,
-  city_zone as timezone, no as crm_number
+  city_zone as timezone, null::text as slack, null::text as webhook_url, no as crm_number
 from crm.customers;
 create or replace view procjobs.host_organizations as
 select null::uuid as id, null::text as name, null::text as timezone, null::text as logo_url where false;

@@ -86,11 +86,13 @@ select
   null::text as relationship,  -- self, grandmother, client, ...: as the owner calls the recipient.
   null::text as email,         -- Address for mail; null if there is none.
   null::text as phone,         -- Number for SMS and WhatsApp; null if there is none.
-  null::text as timezone       -- IANA zone in which digests and times are shown.
+  null::text as timezone,      -- IANA zone in which digests and times are shown.
+  null::text as slack,         -- Slack channel or member to write to; null if there is none.
+  null::text as webhook_url    -- Address that is called for the recipient; null if there is none.
 where false;
 /* for example:
   select u.id, u.id as owner_id, u.full_name as name, 'self' as relationship, u.email::text as email,
-    u.mobile as phone, u.tz as timezone
+    u.mobile as phone, u.tz as timezone, u.slack_member as slack, null::text as webhook_url
   from app.users u
   where u.deleted_at is null
 */
