@@ -327,6 +327,7 @@ def clocks(folder: Path, eventually: Eventually) -> Iterator[Clocks]:
     with cron_server(folder / "two") as server:
         migrate(server.create_database("clock"))
         found = Clocks(server, eventually)
+        found.sql("select procjobs.unschedule(name) from procjobs.schedules where source = 'pack'")
         yield found
         found.close()
 

@@ -90,7 +90,8 @@ async def test_no_address_of_the_demo_can_reach_anybody(db: Database, sql: Any) 
         "drop view procjobs.host_recipients",
         (
             "create or replace view procjobs.host_recipients as select id, id as owner_id, name,"
-            " null::text as relationship, email, phone, timezone from procjobs.host_people"
+            " null::text as relationship, email, phone, timezone, null::text as slack, null::text as webhook_url"
+            " from procjobs.host_people"
         ),
     ],
     ids=["no tables", "no view", "its own view"],
