@@ -111,6 +111,8 @@ class Presence:
 
     async def leave(self) -> None:
         """Stop the heartbeat and sign off: rescue takes what is left at once."""
+        if self.worker_id is None:
+            return  # stopped before it was known
         if self._heartbeat is not None:
             await self._heartbeat.stopped()
         await self._tell("select procjobs.stop_worker(%s)")

@@ -77,16 +77,15 @@ class Scheduler:
         """Keep time until stopped, through outages of the database. Raises MigrationError without our schema."""
         try:
             await enter(self._enter, self._stopping)
-            if not self._stopping.is_set():
-                named = {
-                    "upkeep": self._upkeep.run,
-                    "schedules": self._ticker.run,
-                    "lease": self._presence.watch,
-                    "presence": self._come_back,
-                }
-                async with sides(named):
-                    await self._stopping.wait()
-                await self._presence.leave()
+            named = {
+                "upkeep": self._upkeep.run,
+                "schedules": self._ticker.run,
+                "lease": self._presence.watch,
+                "presence": self._come_back,
+            }
+            async with sides(named):
+                await self._stopping.wait()
+            await self._presence.leave()  # also when it was stopped while it entered: it may have registered by then
             logger.info("scheduler stopped", extra={"action": "scheduler_stopped"})
         finally:
             await self._presence.close()

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 import procjobs
@@ -265,6 +266,19 @@ async def test_a_worker_and_a_scheduler_say_what_they_declare(
         )
         assert sql("select name, state, declares from procjobs.schedulers") == [("sam", "alive", 1)]
     scheduler.stop()
+    await asyncio.wait_for(keeping, 10)
+    assert sql("select state from procjobs.schedulers") == [("stopped",)]
+
+
+async def test_a_scheduler_that_is_stopped_while_it_starts_signs_off(
+    app: procjobs.App, sql: Sql, dsn: str, eventually: Any
+) -> None:
+    scheduler = Scheduler(app, app.target, name="sam")
+    with psycopg.connect(dsn) as in_the_way:
+        in_the_way.execute("lock table procjobs.upkeep_state")
+        keeping = asyncio.create_task(scheduler.run())
+        await eventually(lambda: sql("select 1 from procjobs.schedulers"))
+        scheduler.stop()
     await asyncio.wait_for(keeping, 10)
     assert sql("select state from procjobs.schedulers") == [("stopped",)]
 
