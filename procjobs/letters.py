@@ -1,14 +1,18 @@
 """Letters: the words and the look of what is sent, from the templates in templates/mail.
 
-Each letter is a pair of templates, `name`.html.j2 and `name`.txt.j2, over the frame `base`.
+Each letter is a pair of templates, `name`.html.j2 and `name`.txt.j2, over the frame `base`; the text has a block
+`subject` beside the block `letter`, and may have one `preview`: the line that mail programs show beside the subject.
+What a letter is filled with is shown by `name`.sample.json, which previews are made of.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -19,7 +23,18 @@ from procjobs.errors import SettingsError
 if TYPE_CHECKING:
     from procjobs.settings import Settings
 
-__all__ = ["CONTROL", "Brand", "local_time", "one_line", "paragraphs", "render", "web_url"]
+__all__ = [
+    "CONTROL",
+    "Brand",
+    "Letter",
+    "local_time",
+    "one_line",
+    "paragraphs",
+    "render",
+    "sample",
+    "templates",
+    "web_url",
+]
 
 #: What no header and no heading may hold: line breaks of every kind, and the other control characters.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -53,20 +68,58 @@ class Brand:
 
 @cache
 def _templates() -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("procjobs", "templates/mail"),
         autoescape=jinja2.select_autoescape(enabled_extensions=("html.j2",)),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {
+        "line": one_line,
+        "paragraphs": paragraphs,
+        "web_url": web_url,
+        "local_time": lambda at, zone: local_time(datetime.fromisoformat(at) if isinstance(at, str) else at, zone),
+    }
+    return environment
 
 
-def render(name: str, /, **values: Any) -> tuple[str, str]:
-    """The text and the HTML of a letter. A value that a template misses raises jinja2.UndefinedError."""
-    text = _templates().get_template(f"{name}.txt.j2").render(values)
+def templates() -> list[str]:
+    """The names of the letters that there are."""
+    names = (name.partition(".")[0] for name in _templates().list_templates() if name.endswith(".txt.j2"))
+    return sorted(set(names) - {"base"})
+
+
+def sample(name: str) -> dict[str, Any]:
+    """What the letter is filled with in previews: a content as `procjobs.enqueue_letter` takes it."""
+    found = resources.files("procjobs").joinpath(f"templates/mail/{name}.sample.json").read_text("utf-8")
+    content: dict[str, Any] = json.loads(found)
+    return content
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A letter as it is sent: subject on one line, and the same words twice."""
+
+    subject: str
+    text: str
+    html: str
+
+
+def render(name: str, /, **values: Any) -> Letter:
+    """The letter `name`, filled with the values. A value that a template misses raises jinja2.UndefinedError."""
+    text = _templates().get_template(f"{name}.txt.j2")
+    subject = _line(text, "subject", values)[:255]
+    values = {"preview": _line(text, "preview", values)[:140], **values, "subject": subject}
     html = _templates().get_template(f"{name}.html.j2").render(values)
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", html
+    return Letter(subject, re.sub(r"\n{3,}", "\n\n", text.render(values)).strip() + "\n", html)
+
+
+def _line(template: jinja2.Template, block: str, values: dict[str, Any]) -> str:
+    """A block of the template on one line; empty where there is none."""
+    if block not in template.blocks:
+        return ""
+    return one_line("".join(template.blocks[block](template.new_context(values))))
 
 
 def one_line(text: str) -> str:

@@ -75,7 +75,7 @@ declare
 begin
   for v_role, v_names in values
     ('procjobs_producer', '{
-      defer, defer_many, debounce, throttle, enqueue, enqueue_jobs, create_batch, seal_batch, enqueue_notification_job, check_arguments, job_status, clock, may_set_clock, time_set,
+      defer, defer_many, debounce, throttle, enqueue, enqueue_jobs, create_batch, seal_batch, enqueue_notification_job, enqueue_letter, check_arguments, job_status, clock, may_set_clock, time_set,
       enqueue_on_change, drop_enqueue_on_change, note_changed_row, enqueue_changed_row,
       change_setting, first_trigger_name, change_trigger_name, change_table_fault, change_trigger_fault, option_fault, raise_fault,
       job_result, job_outcome, await_job, progress
@@ -85,7 +85,7 @@ begin
       claim_jobs, finish_jobs, settle_jobs, release_unknown, abort_requests,
       rescue_jobs, upkeep, ensure_history_partitions, delete_old_jobs,
       defer, defer_many, debounce, throttle, enqueue, enqueue_jobs, create_batch, seal_batch,
-      enqueue_notification_job, check_arguments, job_status, clock, may_set_clock, time_set,
+      enqueue_notification_job, enqueue_letter, check_arguments, job_status, clock, may_set_clock, time_set,
       defer_periodic, last_periodic, due_periodic, tick, tick_schedules, declare_schedules, apply_environment, register_scheduler,
       begin_delivery, finish_delivery,
       report_progress, job_result, job_outcome, await_job, progress,

@@ -10,7 +10,7 @@ import jinja2
 import pytest
 
 from procjobs.errors import SettingsError
-from procjobs.letters import Brand, local_time, one_line, paragraphs, render, web_url
+from procjobs.letters import Brand, local_time, one_line, paragraphs, render, sample, templates, web_url
 from procjobs.packs.notifications import Delivery, letter
 from procjobs.settings import Settings
 
@@ -36,6 +36,7 @@ def delivery(**changes: Any) -> Delivery:
         "message_id": "<6f1c@harbourlane.example>",
         "delivery_method": "email",
         "notification_type": "immediate",
+        "template": "notification",
         "urgency": "normal",
         "content": {"subject": "Hello", "body": "First paragraph,\nsecond line.\n\nSecond paragraph."},
         "recipient_name": "Ingrid",
@@ -50,7 +51,8 @@ def delivery(**changes: Any) -> Delivery:
 
 
 def both(brand: Brand | None = None, **changes: Any) -> tuple[str, str]:
-    return render("notification", **letter(delivery(**changes), brand or Brand()))
+    written = render("notification", **letter(delivery(**changes), brand or Brand()))
+    return written.text, written.html
 
 
 class Page(HTMLParser):
@@ -226,3 +228,20 @@ def test_lines_and_paragraphs() -> None:
     assert paragraphs("") == []
     assert web_url("HTTPS://A.example/x") == "HTTPS://A.example/x"
     assert web_url(None) is None
+
+
+def test_every_letter_can_be_seen_with_its_sample() -> None:
+    frame = letter(delivery(content={}), Brand())
+    for name in templates():
+        content = sample(name)
+        values = letter(delivery(template=name, content=content), Brand())
+        written = render(name, **values)
+        assert written.subject
+        assert "\n" not in written.subject
+        assert written.text.strip()
+        assert written.html.startswith("<!doctype html>")
+        assert set(values) >= set(frame) - {"about", "action", "eyebrow", "paragraphs", "preview", "title"}
+
+
+def test_sql_and_the_files_name_the_same_letters(sql: Any) -> None:
+    assert sorted(sql.one("select procjobs.letter_templates()")) == templates()

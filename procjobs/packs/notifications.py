@@ -56,6 +56,7 @@ class Delivery:
     message_id: str
     delivery_method: str
     notification_type: str
+    template: str
     urgency: str
     content: dict[str, Any]
     recipient_name: str | None
@@ -111,7 +112,7 @@ async def _send(delivery: Delivery, mailer: Mailer, brand: Brand) -> Outcome:
     if delivery.delivery_method != "email":
         return Refused(None, f"this worker has no sender for {delivery.delivery_method}")
     values = letter(delivery, brand)
-    text, html = render("notification", **values)
+    written = render(delivery.template, **values)
     headers = {"X-Notification-Id": delivery.message_id.strip("<>").partition("@")[0]}
     if delivery.urgency == "urgent":
         headers["Importance"] = "high"
@@ -119,9 +120,9 @@ async def _send(delivery: Delivery, mailer: Mailer, brand: Brand) -> Outcome:
         Mail(
             to=delivery.address,
             name=values["name"],
-            subject=values["subject"],
-            text=text,
-            html=html,
+            subject=written.subject,
+            text=written.text,
+            html=written.html,
             message_id=delivery.message_id,
             at=delivery.at,
             headers=headers,
@@ -183,22 +184,20 @@ _OPEN = {"photos": "See the photos", "milestones": "See the milestone"}
 
 
 def letter(delivery: Delivery, brand: Brand) -> dict[str, Any]:
-    """The values of the letter `notification`: the content's own words, else those of the update it is about."""
-    content, about = delivery.content, delivery.about or {}
-    author, kind = one_line(about.get("author_name") or "Somebody"), about.get("content_type") or "text"
-    subject = one_line(content.get("subject") or f"{author}: {about.get('title') or 'an update'}")[:255]
-    body = content.get("body") or ""
+    """What the letter of the delivery's template is filled with: the frame's values, and the content."""
+    frame = _frame(delivery, brand)
+    if delivery.template == "notification":
+        return frame | _notification(delivery)
+    return {**delivery.content, **frame}
+
+
+def _frame(delivery: Delivery, brand: Brand) -> dict[str, Any]:
     name, group = one_line(delivery.recipient_name or ""), delivery.group_name
     return {
-        "subject": subject,
         "name": name,
-        "preview": one_line(content.get("preview") or body or about.get("body") or about.get("title") or "")[:140],
-        "eyebrow": group,
-        "title": subject if content.get("subject") else f"{author} shared {_SHARED.get(kind, 'an update')}",
         "greeting": f"Hello {name}," if name else "Hello,",
-        "paragraphs": paragraphs(body),
-        "about": _card(about, author) if about else None,
-        "action": _action(content, about, kind),
+        "address": delivery.address,
+        "timezone": delivery.timezone,
         "sender_name": one_line(delivery.organization_name or brand.name),
         "logo_url": web_url(delivery.organization_logo_url if delivery.organization_name else brand.logo_url),
         "reason": f"You receive this because you are part of {group}."
@@ -206,6 +205,23 @@ def letter(delivery: Delivery, brand: Brand) -> dict[str, Any]:
         else f"This message was sent to {delivery.address}.",
         "when": local_time(delivery.at, delivery.timezone),
         "brand": brand,
+    }
+
+
+def _notification(delivery: Delivery) -> dict[str, Any]:
+    """The content's own words, else those of the update it is about."""
+    content, about = delivery.content, delivery.about or {}
+    author, kind = one_line(about.get("author_name") or "Somebody"), about.get("content_type") or "text"
+    subject = one_line(content.get("subject") or f"{author}: {about.get('title') or 'an update'}")[:255]
+    body = content.get("body") or ""
+    return {
+        "subject": subject,
+        "preview": one_line(content.get("preview") or body or about.get("body") or about.get("title") or "")[:140],
+        "eyebrow": delivery.group_name,
+        "title": subject if content.get("subject") else f"{author} shared {_SHARED.get(kind, 'an update')}",
+        "paragraphs": paragraphs(body),
+        "about": _card(about, author) if about else None,
+        "action": _action(content, about, kind),
     }
 
 

@@ -11,7 +11,7 @@ from .conftest import SEND, Sql, Worker
 
 ENQUEUE = {
     "defer", "defer_many", "debounce", "throttle", "enqueue", "enqueue_jobs", "create_batch", "seal_batch",
-    "enqueue_notification_job", "check_arguments", "job_status", "clock", "may_set_clock", "time_set",
+    "enqueue_notification_job", "enqueue_letter", "check_arguments", "job_status", "clock", "may_set_clock", "time_set",
 }  # fmt: skip
 
 CRON = {

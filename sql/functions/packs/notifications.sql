@@ -162,6 +162,32 @@ comment on function procjobs.check_addressee(uuid, uuid, uuid, text) is
   'Raises PJ020, PJ021 or PJ022 unless recipient, group and update exist and belong together, PJ023 when the '
     'recipient cannot be reached that way.';
 
+create or replace function procjobs.request_notification(p_row procjobs.notification_jobs)
+returns uuid
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  p_row.id := gen_random_uuid();
+  p_row.job_id := procjobs.defer(
+    task => 'procjobs.send_notification',
+    args => jsonb_build_object('notification_id', p_row.id),
+    priority => case p_row.urgency when 'urgent' then 10 when 'low' then -10 else 0 end,
+    scheduled_at => p_row.scheduled_for,
+    tags => array['notification', p_row.notification_type]
+  );
+  p_row.status := 'pending';
+  p_row.created_at := procjobs.clock();
+  p_row.created_by := session_user;
+  p_row.scheduled_for := coalesce(p_row.scheduled_for, p_row.created_at);
+  p_row.retry_count := 0;
+  insert into procjobs.notification_jobs select p_row.*;
+  return p_row.id;
+end
+$$;
+comment on function procjobs.request_notification(procjobs.notification_jobs) is
+  'Writes the row of a notification that was checked, and its queue job; the row''s id, state and times are set here. Returns the id.';
+
 create or replace function procjobs.enqueue_notification_job(
   recipient uuid,
   "group" uuid default null,
@@ -187,33 +213,23 @@ declare
   a_method alias for $6;
   a_content alias for $7;
   a_delay alias for $8;
-  v_id uuid := gen_random_uuid();
-  v_now timestamptz := procjobs.clock();
-  v_at timestamptz;
-  v_job bigint;
+  v_row procjobs.notification_jobs;
 begin
   perform procjobs.require_host(
     'host_recipients', 'host_groups', 'host_group_recipients', 'host_updates', 'host_organizations');
   perform procjobs.check_notification(a_type, a_urgency, a_method, a_content, a_delay, a_update is not null);
   perform procjobs.check_addressee(a_recipient, a_group, a_update, a_method);
-  v_at := v_now + make_interval(mins => a_delay);
 
-  v_job := procjobs.defer(
-    task => 'procjobs.send_notification',
-    args => jsonb_build_object('notification_id', v_id),
-    priority => case a_urgency when 'urgent' then 10 when 'low' then -10 else 0 end,
-    scheduled_at => case when a_delay > 0 then v_at end,
-    tags => array['notification', a_type]
-  );
-  insert into procjobs.notification_jobs (
-    id, recipient_id, group_id, update_id, notification_type, urgency, delivery_method, content,
-    scheduled_for, created_at, created_by, job_id
-  )
-  values (
-    v_id, a_recipient, a_group, a_update, a_type, a_urgency, a_method, a_content,
-    v_at, v_now, session_user, v_job
-  );
-  return v_id;
+  v_row.recipient_id := a_recipient;
+  v_row.group_id := a_group;
+  v_row.update_id := a_update;
+  v_row.template := 'notification';
+  v_row.notification_type := a_type;
+  v_row.urgency := a_urgency;
+  v_row.delivery_method := a_method;
+  v_row.content := a_content;
+  v_row.scheduled_for := case when a_delay > 0 then procjobs.clock() + make_interval(mins => a_delay) end;
+  return procjobs.request_notification(v_row);
 end
 $$;
 comment on function procjobs.enqueue_notification_job(uuid, uuid, uuid, text, text, text, jsonb, integer) is
@@ -273,7 +289,7 @@ comment on function procjobs.open_delivery(procjobs.notification_jobs, text, tex
 create or replace function procjobs.begin_delivery(p_notification uuid, p_worker text, p_domain text)
 returns table (
   status text, reason text, at timestamptz, delivery_id bigint, attempt integer, message_id text,
-  delivery_method text, notification_type text, urgency text, content jsonb, recipient_name text, address text,
+  delivery_method text, notification_type text, template text, urgency text, content jsonb, recipient_name text, address text,
   timezone text, group_name text, organization_name text, organization_logo_url text, about jsonb
 )
 language plpgsql
@@ -292,11 +308,8 @@ begin
     status := 'sent';
     reason := 'it was sent already';
   else
-    perform procjobs.require_host('host_recipients', 'host_groups', 'host_updates', 'host_organizations');
-    select r.name, nullif(btrim(r.email), ''), coalesce(r.timezone, 'UTC')
-    into recipient_name, address, timezone
-    from procjobs.host_recipients r
-    where r.id = v_job.recipient_id;
+    perform procjobs.require_host('host_people', 'host_recipients', 'host_groups', 'host_updates', 'host_organizations');
+    select a.name, a.address, a.timezone into recipient_name, address, timezone from procjobs.addressee(v_job) a;
     status := case when address is not null then 'processing' else 'failed' end;
     if address is null then
       reason := 'the recipient is gone or has no e-mail address any more';
@@ -311,6 +324,7 @@ begin
     from procjobs.open_delivery(v_job, address, p_worker, p_domain) d;
     delivery_method := v_job.delivery_method;
     notification_type := v_job.notification_type;
+    template := v_job.template;
     urgency := v_job.urgency;
     content := v_job.content;
     select g.name, o.name, o.logo_url, case when u.id is not null then to_jsonb(u) - 'id' - 'group_id' end
