@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import select
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -189,13 +190,25 @@ class Database(Calls):
     async def connection(self) -> AsyncIterator[Connection]:
         """A connection of the pool, in autocommit."""
         async with self._pool.connection() as connection:
+            if not _spoken_to(connection):
+                yield connection
+                return
+        await self._pool.check()
+        async with self._pool.connection() as connection:
             yield connection
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
         """Several calls in one transaction: all take effect, or none."""
-        async with self._pool.connection() as connection, connection.transaction():
+        async with self.connection() as connection, connection.transaction():
             yield Transaction(connection)
+
+
+def _spoken_to(connection: psycopg.AsyncConnection[Any]) -> bool:
+    """Whether the server said something on this idle connection: that it is closing it, as a rule."""
+    wire = select.poll()
+    wire.register(connection.fileno(), select.POLLIN)
+    return bool(wire.poll(0))
 
 
 def _outdated(error: psycopg.Error) -> bool:

@@ -43,9 +43,8 @@ async def test_a_letter_goes_to_a_bare_address(db: Database, sql: Any, facts: An
         LETTER,
     )
     assert isinstance(await send(db, server, found), Sent)
-    (mail,) = server.messages
-    assert mail["To"] == "Nina <new@example.org>"
-    assert "Hello Nina," in mail.get_body(("plain",)).get_content()
+    assert server.messages[0]["To"] == "Nina <new@example.org>"
+    assert b"Hello Nina," in server.raw[0]
     assert sql(
         "select status, address, recipient_id, template from procjobs.notification_jobs where id = %s", found
     ) == [("sent", "new@example.org", None, "notification")]
