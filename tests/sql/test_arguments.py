@@ -41,9 +41,9 @@ WAYS = {
 
 #: How Python's jobs come in: it has checked them against the signature.
 CLIENTS = {
-    "one task": "select procjobs.enqueue('send', 'q', 0, null, null, null, jsonb_build_array(%s::jsonb)::text)",
+    "one task": "select procjobs.enqueue('send', 'q', 0, null, null, null, concat('[', %s::text, ']'))",
     "with options": "select procjobs.enqueue("
-    "'send', 'q', 0, null, null, null, jsonb_build_array(%s::jsonb)::text, '{\"tenant\": \"a\"}')",
+    "'send', 'q', 0, null, null, null, concat('[', %s::text, ']'), '{\"tenant\": \"a\"}')",
     "many tasks": "select procjobs.enqueue_jobs('{send}', '{q}', '{0}', '{null}', '{null}', array[%s], '{null}')",
 }
 
