@@ -34,6 +34,7 @@ __all__ = [
     "Session",
     "SyncLink",
     "Target",
+    "borrow",
     "call_query",
     "connect",
     "connect_sync",
@@ -44,6 +45,7 @@ __all__ = [
 
 Row = dict[str, Any]
 T = TypeVar("T")
+C = TypeVar("C", bound="psycopg.AsyncConnection[Any]")
 Connection = psycopg.AsyncConnection[Row]
 
 _PROCESS = "select pg_catalog.pg_backend_pid()"
@@ -189,12 +191,7 @@ class Database(Calls):
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """A connection of the pool, in autocommit."""
-        async with self._pool.connection() as connection:
-            if not _spoken_to(connection):
-                yield connection
-                return
-        await self._pool.check()
-        async with self._pool.connection() as connection:
+        async with borrow(self._pool) as connection:
             yield connection
 
     @asynccontextmanager
@@ -204,8 +201,24 @@ class Database(Calls):
             yield Transaction(connection)
 
 
-def _spoken_to(connection: psycopg.AsyncConnection[Any]) -> bool:
-    """Whether the server said something on this idle connection: that it is closing it, as a rule."""
+@asynccontextmanager
+async def borrow(pool: AsyncConnectionPool[C]) -> AsyncIterator[C]:
+    """A connection of the pool, without asking the server whether it still lives: one that it closed says so.
+
+    When the server was started again, all idle ones are replaced at once. A `check` of the pool's own asks each time,
+    and waits for one second, two, four between the dead that it finds.
+    """
+    async with pool.connection() as connection:
+        if not _readable(connection):
+            yield connection
+            return
+    await pool.check()
+    async with pool.connection() as connection:
+        yield connection
+
+
+def _readable(connection: psycopg.AsyncConnection[Any]) -> bool:
+    """Whether the server said something unasked, as when it closes an idle connection."""
     wire = select.poll()
     wire.register(connection.fileno(), select.POLLIN)
     return bool(wire.poll(0))

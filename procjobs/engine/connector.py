@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import select
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, LiteralString
 
@@ -14,7 +13,7 @@ from procrastinate.psycopg_connector import wrap_exceptions
 from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool
 
-from procjobs.db import heed_pooler, heed_pooler_sync
+from procjobs.db import borrow, heed_pooler, heed_pooler_sync
 
 __all__ = ["Connector", "quicken"]
 
@@ -24,7 +23,7 @@ class Connector(PsycopgConnector):
 
     @wrap_exceptions()  # type: ignore[untyped-decorator]
     async def _create_pool(self, pool_args: dict[str, Any]) -> AsyncConnectionPool[Any]:
-        return self._pool_factory(**{"configure": heed_pooler, **pool_args}, open=False, check=check_connection)
+        return self._pool_factory(**{"configure": heed_pooler, **pool_args}, open=False)
 
     def get_sync_connector(self) -> Any:
         """The one for programs without an event loop, made on first use."""
@@ -41,13 +40,13 @@ class Connector(PsycopgConnector):
             async with super()._get_cursor(connection) as cursor:
                 yield cursor
             return
-        async with self.pool.connection() as pooled, autocommit(pooled), super()._get_cursor(pooled) as cursor:
+        async with borrow(self.pool) as pooled, autocommit(pooled), super()._get_cursor(pooled) as cursor:
             yield cursor
 
     @wrap_exceptions()  # type: ignore[untyped-decorator]
     async def row(self, query: LiteralString, parameters: Sequence[Any]) -> tuple[Any, ...]:
         """The first row of one statement, by position: what `execute_query_one_async` does in half the time."""
-        async with self.pool.connection() as pooled, autocommit(pooled), pooled.cursor(row_factory=tuple_row) as cursor:
+        async with borrow(self.pool) as pooled, autocommit(pooled), pooled.cursor(row_factory=tuple_row) as cursor:
             found = await (await cursor.execute(query, parameters)).fetchone()
         if found is None:
             raise NoResult
@@ -66,18 +65,6 @@ async def autocommit(connection: psycopg.AsyncConnection[Any]) -> AsyncGenerator
     finally:
         if not connection.closed:
             await connection.set_autocommit(False)
-
-
-async def check_connection(connection: psycopg.AsyncConnection[Any]) -> None:
-    """Ask the server only if it has sent something unasked: a closed connection says so."""
-    if _readable(connection.pgconn.socket):
-        await AsyncConnectionPool.check_connection(connection)
-
-
-def _readable(descriptor: int) -> bool:
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN | select.POLLHUP | select.POLLERR)
-    return bool(poll.poll(0))
 
 
 def quicken(connector: Any) -> None:

@@ -14,7 +14,7 @@ import pytest
 from procrastinate.exceptions import AlreadyEnqueued
 
 import procjobs
-from procjobs.engine.connector import Connector, check_connection
+from procjobs.engine.connector import Connector
 from procjobs.errors import InvalidArguments, InvalidOption, InvalidState, UnknownTask
 
 from ..conftest import Sql
@@ -250,15 +250,15 @@ async def test_a_connection_that_the_server_closed_is_replaced(
     assert await tasks["greet"].defer_async(user_id=2)
 
 
-async def test_a_living_connection_is_not_asked(dsn: str) -> None:
-    async with await psycopg.AsyncConnection.connect(dsn) as connection:
-        before = connection.pgconn.transaction_status
-        await check_connection(connection)
-        assert connection.pgconn.transaction_status == before
-        await connection.execute("select pg_notify('x', '')")
-        connection.pgconn.finish()
-        with pytest.raises(Exception, match=r"."):
-            await check_connection(connection)
+async def test_living_connections_are_not_asked(
+    tasks: dict[str, Any], app: procjobs.App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def check() -> None:
+        pytest.fail("one more round trip")
+
+    monkeypatch.setattr(app.connector.pool, "check", check)  # type: ignore[attr-defined]
+    for user in range(3):
+        await tasks["greet"].defer_async(user_id=user)
 
 
 async def test_many_at_once_through_the_pool(tasks: dict[str, Any], sql: Sql) -> None:
