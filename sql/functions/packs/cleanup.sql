@@ -3,85 +3,30 @@
 -- Lock order:  as the called functions say.
 -- Which table is meant says the policy: procjobs.set_table_policy('cleanup_expired_sessions', 'app.sessions', 'expires_at', '0').
 
-create or replace function procjobs.cleanup_removed_team_members()
-returns integer
-language sql
-set search_path = pg_catalog, pg_temp
-as $$
-  select procjobs.run_retention('cleanup_removed_team_members')::integer
-$$;
-comment on function procjobs.cleanup_removed_team_members() is
-  'Deletes members that were removed long enough ago, by the policy of this name. Returns how many, at most 10000 a call.';
-
-create or replace function procjobs.cleanup_expired_sessions()
-returns integer
-language sql
-set search_path = pg_catalog, pg_temp
-as $$
-  select procjobs.run_retention('cleanup_expired_sessions')::integer
-$$;
-comment on function procjobs.cleanup_expired_sessions() is
-  'Deletes sessions that have expired, by the policy of this name. Returns how many, at most 10000 a call.';
-
-create or replace function procjobs.cleanup_expired_email_verification_tokens()
-returns integer
-language sql
-set search_path = pg_catalog, pg_temp
-as $$
-  select procjobs.run_retention('cleanup_expired_email_verification_tokens')::integer
-$$;
-comment on function procjobs.cleanup_expired_email_verification_tokens() is
-  'Deletes tokens of address checks that have expired, by the policy of this name. Returns how many, at most 10000 a call.';
-
-create or replace function procjobs.cleanup_expired_password_reset_tokens()
-returns integer
-language sql
-set search_path = pg_catalog, pg_temp
-as $$
-  select procjobs.run_retention('cleanup_expired_password_reset_tokens')::integer
-$$;
-comment on function procjobs.cleanup_expired_password_reset_tokens() is
-  'Deletes tokens of forgotten passwords that have expired, by the policy of this name. Returns how many, at most 10000 a call.';
-
-create or replace function procjobs.expire_deliverables()
-returns integer
-language sql
-set search_path = pg_catalog, pg_temp
-as $$
-  select procjobs.run_retention('expire_deliverables')::integer
-$$;
-comment on function procjobs.expire_deliverables() is
-  'Marks deliverables as expired that were delivered long enough ago, by the policy of this name. Returns how many, at most 10000 a call.';
-
-create or replace function procjobs.cleanup_expired_invitations()
-returns integer
-language sql
-set search_path = pg_catalog, pg_temp
-as $$
-  select procjobs.run_retention('cleanup_expired_invitations')::integer
-$$;
-comment on function procjobs.cleanup_expired_invitations() is
-  'Deletes invitations that expired long enough ago, by the policy of this name. Returns how many, at most 10000 a call.';
-
-create or replace function procjobs.cleanup_audit_logs()
-returns integer
-language sql
-set search_path = pg_catalog, pg_temp
-as $$
-  select procjobs.run_retention('cleanup_audit_logs')::integer
-$$;
-comment on function procjobs.cleanup_audit_logs() is
-  'Deletes old entries of the audit log, by the policy of this name. Returns how many, at most 10000 a call.';
-
-create or replace function procjobs.cleanup_logs()
-returns integer
-language sql
-set search_path = pg_catalog, pg_temp
-as $$
-  select procjobs.run_retention('cleanup_logs')::integer
-$$;
-comment on function procjobs.cleanup_logs() is
-  'Deletes old entries of the log, by the policy of this name. Returns how many, at most 10000 a call.';
+do $do$
+declare
+  v_name text;
+  v_words text;
+begin
+  for v_name, v_words in values
+    ('cleanup_removed_team_members', 'Deletes members that were removed long enough ago'),
+    ('cleanup_expired_sessions', 'Deletes sessions that have expired'),
+    ('cleanup_expired_email_verification_tokens', 'Deletes tokens of address checks that have expired'),
+    ('cleanup_expired_password_reset_tokens', 'Deletes tokens of forgotten passwords that have expired'),
+    ('expire_deliverables', 'Marks deliverables as expired that were delivered long enough ago'),
+    ('cleanup_expired_invitations', 'Deletes invitations that expired long enough ago'),
+    ('cleanup_audit_logs', 'Deletes old entries of the audit log'),
+    ('cleanup_logs', 'Deletes old entries of the log')
+  loop
+    execute format(
+      'create or replace function procjobs.%I() returns integer language sql set search_path = pg_catalog, pg_temp as %L',
+      v_name, format('select procjobs.run_retention(%L)::integer', v_name));
+    execute format(
+      'comment on function procjobs.%I() is %L',
+      v_name, v_words || ', by the policy of this name. Returns how many, at most 10000 a call.');
+  end loop;
+end
+$do$;
 
 create or replace function procjobs.cleanup_old_jobs()
 returns bigint
