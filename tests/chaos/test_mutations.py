@@ -22,13 +22,6 @@ from tests.chaos.harness.site import Site, until
 from tests.engine.fleet import Claim, Fleet, Thread, opened
 
 
-def replace(site: Site, function: str, old: str, new: str) -> None:
-    """Replace a text in the body of a function of procjobs; it must be there."""
-    body = site.sql.one("select pg_get_functiondef(to_regproc(%s)::oid)", f"procjobs.{function}")
-    assert old in body, f"{function} has no {old!r} any more: bring the mutation up to date"
-    site.sql(body.replace(old, new).replace("%", "%%") if "%" not in body else body.replace(old, new))
-
-
 @dataclass
 class Hands:
     """Workers played by hand, whose runs are in the executions."""
@@ -283,7 +276,7 @@ def broken(site: Site) -> set[str]:
 def test_sql_without_a_safeguard(hands: Hands, mutation: Mutation, mutated: bool) -> None:
     if mutated:
         for function, old, new in mutation.replaced:
-            replace(hands.site, function, old, new)
+            hands.site.replace(function, old, new)
         if mutation.also:
             hands.site.sql(mutation.also)
     mutation.scenario(hands)
@@ -310,9 +303,9 @@ def test_a_slot_fires_once_by_the_row_lock_and_by_the_ledger(hands: Hands, locke
         "where name = 'one'"
     )
     # However slow the machine is, the second clock does not give up waiting.
-    replace(hands.site, "tick_schedules", "'300ms'", "'30s'")
+    hands.site.replace("tick_schedules", "'300ms'", "'30s'")
     if not locked:
-        replace(hands.site, "tick_schedules", "for update skip locked", "")
+        hands.site.replace("tick_schedules", "for update skip locked", "")
     if not ledger:
         sql("alter table procjobs.schedule_ticks drop constraint schedule_ticks_pkey")
     with opened(hands.site.dsn) as rival:
@@ -371,7 +364,7 @@ def test_a_result_that_could_not_be_reported(proxied: Site, proxy: Proxy, mutant
 def test_a_claim_whose_reply_was_lost(proxied: Site, proxy: Proxy, mutated: bool) -> None:
     """Scenario 12: nobody gives the orphans back."""
     if mutated:
-        replace(proxied, "release_unknown", "and not exists (", "and false and not exists (")
+        proxied.replace("release_unknown", "and not exists (", "and false and not exists (")
     orphans = proxied.client.enqueue("work", 3)
     loss = proxy.lose("claim_jobs")
     proxied.fleet.start()

@@ -147,6 +147,11 @@ async def effect(key: str, secret: str = "") -> None:
     await asyncio.sleep(0)
 
 
+@app.task(name="tell_slot")
+async def tell_slot(schedule: str, slot: str) -> None:
+    """What schedules enqueue: its arguments say of which slot it is the job."""
+
+
 @app.task(name="die_after_effect", pass_context=True)
 async def die_after_effect(context: JobContext, key: str, secret: str = "") -> None:
     """The first run kills its worker when the effect is done; later ones do it again."""

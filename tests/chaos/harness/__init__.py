@@ -3,10 +3,11 @@
     ledger      what the client knows, on disk outside PostgreSQL      client      enqueues by it
     ground      tables of runs, effects and transitions                fleet       workers as processes
     proxy       the network, failing                                   storm       SQLSTATEs out of the blue
-    site        all of it for one scenario                             invariants  I1 to I12
+    clock       the database's time, standing still                    invariants  I1 to I12
+    site        all of it for one scenario
 
-I1 to I4 and I6 to I12 are checked at the end of every scenario (`Site.check`), I5 by the tests of schedules. That the
-checks can fail is tested in tests/chaos/test_mutations.py. All faults at random: `scripts/chaos`.
+The invariants are checked at the end of every scenario (`Site.check`). That the checks can fail is tested in
+tests/chaos/test_mutations.py, of schedules in tests/chaos/test_schedulers.py. All faults at random: `scripts/chaos`.
 
     1-5     test_death.py; the points are procjobs.engine.failpoints
     6, 7    test_death.py
@@ -18,7 +19,8 @@ checks can fail is tested in tests/chaos/test_mutations.py. All faults at random
     21, 22  test_zombie.py; call by call: engine/test_upstream_faults.py (02, 03), engine/test_finish.py
     23-25   test_shutdown.py; in one process: engine/test_worker.py, engine/test_upstream_faults.py (11, 12),
             engine/test_worker_faults.py (upgrades, signals, forks)
-    26, 27  engine/test_schedules.py, sql/test_schedules.py, sql/test_schedules_many.py
+    26, 27  test_schedulers.py; pg_cron and workers that come and go: test_pg_cron.py; call by call:
+            sql/test_schedules.py, sql/test_schedules_many.py, engine/test_schedules.py
     28      test_clock.py
     29      sql/test_cron_oracle.py, sql/test_schedules_month.py
     30-32   test_locks.py; call by call: engine/test_locks.py, engine/test_settle.py, engine/test_rescue.py

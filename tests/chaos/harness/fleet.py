@@ -1,10 +1,10 @@
-"""Workers as processes of their own that can be killed, frozen, told to stop; and how each of them ended."""
+"""Workers and schedulers as processes that can be killed, frozen, told to stop; and how each of them ended."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,8 +20,15 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
+def _liveness(heartbeat: float, lease: float | None) -> dict[str, object]:
+    return {"HEARTBEAT_INTERVAL": heartbeat, "LEASE": lease or heartbeat * LEASE / HEARTBEAT}
+
+
 class Worker:
-    """One worker process. `ends_with` are the exit codes that are right by now; None while it should be running."""
+    """One process, a worker's or a scheduler's.
+
+    `ends_with` are the exit codes that are right by now; None while it should be running.
+    """
 
     def __init__(self, command: list[str], env: dict[str, str], log: Path, cwd: Path) -> None:
         self.log = log
@@ -119,25 +126,31 @@ class Fleet:
     ) -> Worker:
         """A worker of tests/chaos/victim.py; `variables` are added to its environment."""
         options = {
-            "HEARTBEAT_INTERVAL": heartbeat,
-            "LEASE": lease or heartbeat * LEASE / HEARTBEAT,
+            **_liveness(heartbeat, lease),
             "CONCURRENCY": concurrency,
             "SHUTDOWN_TIMEOUT": shutdown_timeout,
             "KILL_TIMEOUT": kill_timeout,
             "POLL_INTERVAL": poll,
-            "LOG_LEVEL": "info",
         }
+        more = ["--queues", queues] if queues else []
+        return self._launch(["worker", "--app", app, "--name", f"w{len(self.workers)}", *more], options, dsn, variables)
+
+    def start_scheduler(self, *, app: str = "tests.chaos.victim.app", **variables: str) -> Worker:
+        """A `procjobs scheduler` of the same application. Its name has its process id in it."""
+        return self._launch(["scheduler", "--app", app], _liveness(HEARTBEAT, None), None, variables)
+
+    def _launch(
+        self, command: list[str], options: Mapping[str, object], dsn: str | None, variables: Mapping[str, str]
+    ) -> Worker:
         env = environment(
             DATABASE_URL=dsn or self.dsn,
             CHAOS_DSN=self._direct,
+            PROCJOBS_LOG_LEVEL="info",
             **{f"PROCJOBS_{name}": str(value) for name, value in options.items()},
             **variables,
         )
-        number = len(self.workers)
-        command = ["worker", "--app", app, "--name", f"w{number}"]
-        if queues:
-            command += ["--queues", queues]
-        worker = Worker(command, env, self._folder / f"worker{number}.log", self._folder)
+        log = self._folder / f"{command[0]}{len(self.workers)}.log"
+        worker = Worker(command, env, log, self._folder)
         self.workers.append(worker)
         return worker
 

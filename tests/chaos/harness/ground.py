@@ -17,6 +17,15 @@ TASKS = [
     {"name": "work_thread"},
     {"name": "work_process"},
     {"name": "flaky", "max_attempts": 5, "backoff_base": 0, "backoff_cap": 0, "backoff_jitter": False},
+    {
+        "name": "tell_slot",
+        "args_schema": {
+            "type": "object",
+            "properties": {"schedule": {"type": "string"}, "slot": {"type": "string"}},
+            "required": ["schedule", "slot"],
+            "additionalProperties": False,
+        },
+    },
     *(
         {"name": name}
         for name in (

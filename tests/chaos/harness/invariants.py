@@ -1,6 +1,6 @@
 """What must hold whatever happened, checked when everything has come to rest. Each check gives the rows that break it.
 
-The numbers are those of the fault plan; I5 (schedule slots) belongs to schedules, I12 (exit codes) is Fleet's.
+The numbers are those of the fault plan; I12 (exit codes) is Fleet's.
 """
 
 from __future__ import annotations
@@ -75,6 +75,33 @@ _CHECKS: list[tuple[str, str, str]] = [
         with run as materialized (select * from ({_RUNS}) r where ended > began)
         select a.lock, a.job, b.job, a.began, a.ended, b.began from run a join run b
           on a.lock = b.lock and a.id < b.id and tstzrange(a.began, a.ended) && tstzrange(b.began, b.ended)
+     """),
+    ("I5", "a slot that is not in the ledger", """
+        select s.name, g from procjobs.schedules s
+        cross join lateral (select min(t.slot) as slot from procjobs.schedule_ticks t where t.schedule = s.name) first
+        cross join lateral generate_series(first.slot, s.last_slot, s.every) g
+        where s.every is not null
+          and not exists (select from procjobs.schedule_ticks t where t.schedule = s.name and t.slot = g)
+     """),
+    ("I5", "a slot more than once in the ledger", """
+        select schedule, slot, count(*) from procjobs.schedule_ticks group by 1, 2 having count(*) > 1
+     """),
+    ("I5", "a slot with more than one job", f"""
+        select args ->> 'schedule', args ->> 'slot', array_agg(id) from ({_JOBS}) j where args ? 'slot' group by 1, 2
+        having count(*) > 1
+     """),
+    ("I5", "a slot that fired and has no job of its own", f"""
+        select t.schedule, t.slot, t.job_id from procjobs.schedule_ticks t
+        left join ({_JOBS}) j on j.id = t.job_id and j.args ->> 'schedule' = t.schedule
+          and (j.args ->> 'slot')::timestamptz = date_trunc('second', t.slot)
+        where t.outcome = 'fired' and j.id is null
+     """),
+    ("I5", "a job of a slot that did not fire", f"""
+        select id, args from ({_JOBS}) j where args ? 'slot' and not exists (
+          select from procjobs.schedule_ticks t where t.job_id = j.id and t.outcome = 'fired')
+     """),
+    ("I5", "a slot skipped without a reason", """
+        select schedule, slot, outcome from procjobs.schedule_ticks where outcome <> 'fired' and reason is null
      """),
     ("I6", "running without a worker that lives", """
         select id, worker_id from public.procrastinate_jobs
@@ -176,7 +203,8 @@ def _note_stops(sql: Sql, fleet: Fleet) -> None:
 
 def _against(sql: Sql, account: Account) -> Iterable[Violation]:
     """I1, I2: the database against the client's ledger."""
-    jobs = dict(sql(f"select id, args ->> 'key' from ({_JOBS}) j"))
+    # Jobs of slots are the ledger's (I5).
+    jobs = dict(sql(f"select id, args ->> 'key' from ({_JOBS}) j where not args ? 'slot'"))
     acknowledged = account.acknowledged
     lost = [(key, job) for key, job in acknowledged.items() if jobs.get(job) != key]
     checks: list[tuple[str, str, Callable[[], list[Any]]]] = [

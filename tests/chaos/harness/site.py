@@ -98,6 +98,12 @@ class Site:
         found: str = self.sql.one("select status::text from procjobs.jobs where id = %s", job)
         return found
 
+    def replace(self, function: str, old: str, new: str) -> None:
+        """Replace a text in the body of a function of procjobs; it must be there."""
+        body = self.sql.one("select pg_get_functiondef(to_regproc(%s)::oid)", f"procjobs.{function}")
+        assert old in body, f"{function} has no {old!r} any more: bring the mutation up to date"
+        self.sql(body.replace(old, new))
+
     def open_gate(self) -> None:
         self.sql("insert into chaos.gate values ('gate') on conflict do nothing")
 
