@@ -200,6 +200,9 @@ create or replace function procjobs.backfill(
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
@@ -221,7 +224,11 @@ begin
     select u
     from unnest(v_slots) u
     where not exists (
-      select from procjobs.schedule_ticks t where t.schedule = v_row.name and t.slot = u and t.outcome = 'fired'
+      -- Looked up as tick.sql says.
+      select
+      from procjobs.schedule_ticks t
+      where row(t.schedule, t.slot) between row(v_row.name, u) and row(v_row.name, u)
+        and t.outcome = 'fired'
     )
     order by u
   );

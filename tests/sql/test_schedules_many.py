@@ -75,6 +75,39 @@ def test_each_slot_reads_its_own_rows_and_not_those_of_the_others(sql: Sql) -> N
     assert read["procrastinate_jobs"] <= 2 * 2000, "locks are looked up, also of jobs in one statement"
 
 
+@pytest.mark.parametrize("analyzed", [False, True], ids=["unknown", "analyzed"])
+def test_a_backfill_reads_its_own_slots_and_not_those_of_the_others(
+    sql: Sql, register: Callable[..., int], analyzed: bool
+) -> None:
+    """In a session whose plans were made when the ledger was empty; now a thousand schedules fired at each instant."""
+    register("plain", {"type": "object", "properties": {}, "additionalProperties": False})
+    sql("set procjobs.now = '2026-06-01 00:00Z'")
+    sql("select procjobs.schedule(n, 'plain', '* * * * *', overlap => 'allow') from unnest('{s500, other}'::text[]) n")
+    sql("set procjobs.now = '2026-06-01 02:00Z'")
+    if analyzed:
+        sql("vacuum analyze procjobs.schedule_ticks")
+    for _ in range(6):
+        sql("select procjobs.backfill('other', '2026-06-01 01:31Z', '2026-06-01 01:40Z')")
+    sql(
+        """
+        insert into procjobs.schedule_ticks (schedule, slot, outcome, fired_at, fired_by)
+        select 's' || n, m, 'fired', m, 'clock'
+        from generate_series(1, 1000) n,
+          generate_series(timestamptz '2026-06-01 00:01Z', '2026-06-01 01:40Z', '1 min') m
+        where n <> 500 or m <= '2026-06-01 01:35Z'
+        """
+    )
+
+    def read() -> int:
+        sql("select pg_stat_force_next_flush()")
+        query = "select seq_tup_read + idx_tup_fetch from pg_stat_user_tables where relname = 'schedule_ticks'"
+        return int(sql.one(query))
+
+    before = read()
+    assert sql("select * from procjobs.backfill('s500', '2026-06-01 01:31Z', '2026-06-01 01:40Z')") == [(5, 0)]
+    assert read() - before <= 2 * 10
+
+
 @pytest.mark.usefixtures("many")
 def test_clocks_share_the_work_and_wait_for_nobody(sql: Sql, another: Callable[[], psycopg.Connection[Any]]) -> None:
     other = another()
