@@ -152,13 +152,40 @@ end
 $$;
 comment on function procjobs.watch_clocks() is 'Opens an alert when schedules are due and no clock fires them, and closes it.';
 
+create or replace function procjobs.is_wanted(p_task text)
+returns boolean
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select exists (
+      select from public.procrastinate_jobs j where j.status = 'todo' and j.pj_waits_for = 'task' and j.task_name = p_task
+    )
+    or exists (
+      select
+      from procjobs.schedules s
+      where s.task = p_task
+        and s.paused_at is null
+        and s.undeclared_at is null
+    )
+$$;
+comment on function procjobs.is_wanted(text) is
+  'Whether jobs wait for somebody who knows this task, or a schedule will make some.';
+
 create or replace function procjobs.lost_processes()
 returns table (name text, host text, kind text, died_at timestamptz)
 language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  -- Another that came later and does the same work is its successor.
+  -- Another that came later and does the same work is its successor. So is, after a minute, one that knows fewer tasks,
+  -- as after a deploy that took some away: by then it has claimed, and jobs of tasks that nobody knows are parked. While
+  -- there is one, or a schedule will make one, that task is still wanted.
+  with known as materialized (
+    select array_agg(distinct n) as tasks
+    from procjobs.living_processes() l
+    cross join lateral unnest(procjobs.known_tasks(l)) n
+  )
   select distinct on (w.name) w.name, w.host, w.kind, w.dead_at
   from procjobs.worker_state w
   where w.dead_at is not null
@@ -169,7 +196,16 @@ as $$
       where o.dead_at is null
         and (
           o.name = w.name
-          or o.started_at > w.last_heartbeat and o.kind = w.kind and o.queues is not distinct from w.queues and o.tasks @> w.tasks
+          or o.started_at > w.last_heartbeat and o.kind = w.kind and o.queues is not distinct from w.queues and (
+            o.tasks @> w.tasks
+            or o.stopped_at is null and o.started_at < procjobs.clock() - interval '1 minute' and not exists (
+              select
+              from known k
+              cross join lateral unnest(w.tasks) as t (name)
+              where t.name <> all (coalesce(k.tasks, '{}'))
+                and procjobs.is_wanted(t.name)
+            )
+          )
         )
     )
   order by w.name, w.dead_at desc
@@ -196,7 +232,16 @@ begin
     where a.kind = 'process_down'
       and a.closed_at is null
       and not exists (select from procjobs.lost_processes() l where l.name = a.subject)
+      and exists (select from procjobs.worker_state w where w.name = a.subject)
   ), 'another has taken its place');
+  -- forget_workers() has forgotten it: a week is long enough to look.
+  perform procjobs.close_alerts(array['process_down'], array(
+    select a.subject
+    from procjobs.alerts a
+    where a.kind = 'process_down'
+      and a.closed_at is null
+      and not exists (select from procjobs.worker_state w where w.name = a.subject)
+  ), 'it is gone for seven days');
 end
 $$;
 comment on function procjobs.watch_processes() is

@@ -323,8 +323,18 @@ begin
     select max(p.slot), min(p.next_slot) into v_last, v_next from procjobs.plan_slots(array[p_name], v_now) p;
   exception
     when others then
-      p_message := sqlerrm;  -- its slots cannot even be computed: it stays held off until it is changed
+      -- Its slots cannot even be computed. The one that is due is known, and stands for those after it.
+      p_state := sqlstate;
+      p_message := sqlerrm;
       v_busy := false;
+      insert into procjobs.schedule_ticks (schedule, slot, outcome, reason, missed, fired_at, fired_by)
+      select s.name, s.next_slot, 'refused', p_message || ': this slot and all until it can be read again',
+        v_now - s.next_slot > s.grace, v_now, p_by
+      from procjobs.schedules s
+      where s.name = p_name
+        and s.next_slot <= v_now
+      on conflict do nothing
+      returning slot into v_last;
   end;
   update procjobs.schedules s
   set last_slot = greatest(s.last_slot, v_last),
@@ -334,13 +344,53 @@ begin
   where s.name = p_name;
   if not v_busy then
     perform procjobs.raise_alert(
-      'schedule_failing', p_name, format('%s: a slot could not be enqueued (%s)', p_name, p_state),
+      'schedule_failing', p_name, case
+        when v_next is null then format('%s fires nothing: its times cannot be read (%s)', p_name, p_state)
+        else format('%s: a slot could not be enqueued (%s)', p_name, p_state)
+      end,
       jsonb_build_object('sqlstate', p_state, 'at', v_now));
   end if;
 end
 $$;
 comment on function procjobs.refuse_slots(text, text, text, text) is
-  'Writes down that the due slots of a schedule could not be enqueued, and why; the schedule goes on with its next one.';
+  'Writes down that the due slots of a schedule could not be enqueued, and why; the schedule goes on with its next one. '
+  'Where no next one can be computed it is faulty, and retry_schedules() looks again.';
+
+create or replace function procjobs.retry_schedules()
+returns integer
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_row procjobs.schedules;
+  v_next timestamptz;
+  v_count integer := 0;
+begin
+  for v_row in
+    select s.*
+    from procjobs.schedules s
+    where s.next_slot is null
+      and procjobs.schedule_hold(s) = 'faulty'
+    order by s.name
+    for update skip locked
+  loop
+    begin
+      v_next := procjobs.schedule_next(v_row, v_row.last_slot);
+      update procjobs.schedules s set next_slot = v_next, due_at = v_next, fault = null where s.name = v_row.name;
+      v_count := v_count + 1;
+    exception
+      when others then
+        perform procjobs.raise_alert(
+          'schedule_failing', v_row.name, format('%s fires nothing: its times cannot be read (%s)', v_row.name, sqlstate),
+          jsonb_build_object('sqlstate', sqlstate, 'at', procjobs.clock()));
+    end;
+  end loop;
+  return v_count;
+end
+$$;
+comment on function procjobs.retry_schedules() is
+  'Lets faulty schedules go on whose times can be read again, as after an upgrade of the zones; slots meanwhile are treated by their misfire. '
+  'Of the others the alert stays open, whatever runs by hand say. Returns how many go on.';
 
 create or replace function procjobs.tick_schedules(
   p_by text default session_user,

@@ -83,6 +83,7 @@ begin
     perform procjobs.run_chore('forget_limit_state', interval '1 minute');
     perform procjobs.run_chore('note_run_ends', interval '2 seconds');
     perform procjobs.run_chore('forget_schedules', interval '1 minute');
+    perform procjobs.run_chore('retry_schedules', interval '1 minute');
     perform procjobs.run_chore('forget_ticks', interval '10 minutes');
     perform procjobs.run_chore('watch_backlog', interval '30 seconds');
     perform procjobs.run_chore('watch_clocks', interval '30 seconds');

@@ -267,14 +267,66 @@ def test_one_that_cannot_be_enqueued_harms_nobody(sql: Sql, now: Now, register: 
     assert sql.one("select fault from procjobs.schedule_list where name = 'bad'") is None
 
 
-def test_a_zone_that_is_gone_holds_one_schedule_off(sql: Sql, now: Now) -> None:
+FAULTS = {"zone": "timezone = 'Mars/Olympus'", "cron": "cron = '99 * * * *'"}
+
+
+def two_of_which_one_is_faulty(sql: Sql, now: Now, fault: str) -> None:
     for name in ("bad", "good"):
-        sql("select procjobs.schedule(%s, 'plain', '* * * * *', overlap => 'allow')", name)
-    sql("update procjobs.schedules set timezone = 'Mars/Olympus' where name = 'bad'")
+        sql("select procjobs.schedule(%s, 'plain', '* * * * *', overlap => 'allow', misfire => 'all')", name)
+    sql(f"update procjobs.schedules set {FAULTS[fault]} where name = 'bad'")
     assert tick(sql, now, "2026-06-01 12:01Z") == 1
     assert sql("select state, next_slot from procjobs.schedule_list where name = 'bad'") == [("faulty", None)]
-    sql("select procjobs.schedule('bad', timezone => 'Asia/Tokyo')")
+    assert alerts(sql) == [("schedule_failing", "bad")]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_times_that_cannot_be_read_hold_one_schedule_off(sql: Sql, now: Now, fault: str) -> None:
+    two_of_which_one_is_faulty(sql, now, fault)
+    ((slot, outcome, reason),) = sql(
+        "select slot::text, outcome, reason from procjobs.schedule_history where schedule = 'bad'"
+    )
+    assert (slot[:16], outcome) == ("2026-06-01 12:01", "refused")
+    assert reason.endswith(": this slot and all until it can be read again")
+    sql("select procjobs.schedule('bad', cron => '* * * * *', timezone => 'Asia/Tokyo')")
     assert tick(sql, now, "2026-06-01 12:02Z") == 2
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_times_that_can_be_read_again_go_on_and_no_slot_is_lost(
+    sql: Sql, now: Now, worker: Callable[..., Worker], fault: str
+) -> None:
+    ann = worker("plain")
+    two_of_which_one_is_faulty(sql, now, fault)
+    run = sql.one("select procjobs.run_now('bad')")
+    while ann.claim(1) != [run]:
+        pass
+    ann.finish(run)
+    sql("select procjobs.note_run_ends()")
+    now("2026-06-01 12:05Z")
+    assert sql.one("select procjobs.retry_schedules()") == 0
+    assert alerts(sql) == [("schedule_failing", "bad")], "a run by hand does not mend it"
+    sql("update procjobs.schedules set cron = '* * * * *', timezone = 'Europe/Paris' where name = 'bad'")
+    sql("select procjobs.upkeep()")
+    assert sql.one("select fault from procjobs.schedule_list where name = 'bad'") is None
+    assert tick(sql, now, "2026-06-01 12:06Z") == 10
+    # All from the first on, beside the run by hand.
+    assert sql(
+        "select extract(minute from slot)::int, outcome from procjobs.schedule_ticks where schedule = 'bad' order by 1"
+    ) == [(1, "refused"), *((minute, "fired") for minute in range(2, 7))]
+
+
+def test_slots_of_a_task_that_is_unknown_are_refused_one_by_one(sql: Sql, now: Now) -> None:
+    sql("select procjobs.schedule('s', 'plain', '* * * * *', misfire => 'all')")
+    sql("update procjobs.schedules set task = 'gone'")
+    assert tick(sql, now, "2026-06-01 12:02Z") == 0
+    assert tick(sql, now, "2026-06-01 12:03Z") == 0
+    assert [(slot[-5:-3], outcome) for slot, outcome, _ in ledger(sql, "s")] == [
+        ("01", "refused"),
+        ("02", "refused"),
+        ("03", "refused"),
+    ]
+    assert "gone" in sql.one("select fault from procjobs.schedule_list")
+    assert ("schedule_failing", "s") in alerts(sql)
 
 
 def test_a_taken_queueing_lock_skips_the_slot(sql: Sql, now: Now) -> None:
@@ -659,6 +711,46 @@ def test_a_process_that_died_is_an_alert_until_another_takes_its_place(
     worker("plain", "told", name="dora")
     sql("select procjobs.watch_processes()")
     assert alerts(sql) == []
+
+
+def test_a_process_whose_successor_knows_fewer_tasks(sql: Sql, now: Now, worker: Callable[..., Worker]) -> None:
+    """It is one, unless somebody still wants what it does not know."""
+
+    def look(at: str) -> list[tuple[str, str]]:
+        now(at)
+        sql("select procjobs.heartbeat(id) from procjobs.worker_state where name = 'bob'")
+        sql("select procjobs.watch_processes()")
+        return alerts(sql)
+
+    worker("plain", "told", name="ann")
+    for minute in (5, 6, 7):
+        now(f"2026-06-01 12:0{minute}Z")
+        sql("select procjobs.upkeep()")
+    bob = worker("plain", name="bob")
+    sql("select procjobs.defer('told')")
+    assert bob.claim() == []  # it parks it
+    assert look("2026-06-01 12:07:30Z") == [("process_down", "ann")], "it may not have claimed yet"
+    assert look("2026-06-01 12:08:30Z") == [("process_down", "ann")], "a job waits for what only ann knew"
+    sql("select procjobs.cancel(id) from procrastinate_jobs")
+    sql("select procjobs.schedule('s', 'told', '0 0 * * *')")
+    assert look("2026-06-01 12:08:40Z") == [("process_down", "ann")], "there will be one"
+    sql("select procjobs.unschedule('s')")
+    assert look("2026-06-01 12:08:50Z") == []
+    assert sql("select closed_by from procjobs.list_alerts(true)") == [("another has taken its place",)]
+
+
+def test_a_process_that_nobody_came_after_is_an_alert_for_a_week(
+    sql: Sql, now: Now, worker: Callable[..., Worker]
+) -> None:
+    worker("plain", name="ann")
+    for at in ("01 12:05", "01 12:06", "01 12:07", "08 12:00"):
+        now(f"2026-06-{at}Z")
+        sql("select procjobs.upkeep()")
+        assert alerts(sql) == [("process_down", "ann")] or at < "01 12:06"
+    now("2026-06-08 13:30Z")
+    sql("select procjobs.forget_workers(), procjobs.watch_processes()")
+    assert alerts(sql) == []
+    assert sql("select closed_by from procjobs.list_alerts(true)") == [("it is gone for seven days",)]
 
 
 def test_an_alert_is_announced_once_and_can_be_closed(sql: Sql, another: Callable[[], psycopg.Connection[Any]]) -> None:
