@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 from uuid import uuid4
 
 from procjobs import migrate as migrations
-from procjobs import watch
+from procjobs import pg_cron, watch
 from procjobs.db import Calls, Connection, Link, Target, Transaction, connect
 from procjobs.errors import ProcjobsError
 from procjobs.settings import Settings
@@ -52,6 +53,7 @@ async def examine(settings: Settings, dsn: str, *, mailbox: str | None = None) -
             return found
         for look in (_clock, _bindings, _workers, _queues, _inside):
             found += await _guarded(look, Transaction(connection))
+        found += await _guarded(partial(_pg_cron, dsn), Transaction(connection))
         found.append(await _hearing(connection, settings.listen_dsn or dsn))
     finally:
         await connection.close()
@@ -80,7 +82,8 @@ async def _guarded(look: Callable[[Calls], AsyncIterator[Finding]], calls: Calls
     try:
         return [finding async for finding in look(calls)]
     except ProcjobsError as error:
-        return [Finding(look.__name__.strip("_"), "wrong", _first_line(error), error.hint)]
+        name = getattr(look, "__name__", "pg_cron")
+        return [Finding(name.strip("_"), "wrong", _first_line(error), error.hint)]
 
 
 async def _clock(calls: Calls) -> AsyncIterator[Finding]:
@@ -119,10 +122,30 @@ async def _queues(calls: Calls) -> AsyncIterator[Finding]:
 async def _inside(calls: Calls) -> AsyncIterator[Finding]:
     """What the database says of itself: procjobs.doctor()."""
     for row in await calls.rows("doctor"):
-        yield Finding(row["subject"], _VERDICTS[row["severity"]], row["finding"], row["mend"])
+        if row["subject"] != "pg_cron":
+            yield _found(row)
     verdicts = [row["line"] for row in await calls.rows("explain_claim") if row["statement"] == "verdict"]
     if all(verdict.startswith("ok") for verdict in verdicts):
         yield Finding("claim", "ok", f"all {len(verdicts)} hot statements go by their indexes")
+
+
+async def _pg_cron(dsn: str, calls: Calls) -> AsyncIterator[Finding]:
+    """In whatever database it is; procjobs.doctor() can look only into its own."""
+    try:
+        facts = await pg_cron.facts(dsn)
+    except ProcjobsError:  # that database does not let us in
+        facts = None
+    rows = await calls.rows("doctor_pg_cron", p_facts=facts)
+    for row in rows:
+        yield _found(row)
+    if facts is not None and facts["jobs"] and not rows:
+        starts = [job["last"]["start"] for job in facts["jobs"].values() if job["last"] and job["last"]["start"]]
+        last = f"last at {max(starts)}" if starts else "which has run nothing yet"
+        yield Finding("pg_cron", "ok", f"pg_cron {facts['version']} has {len(facts['jobs'])} jobs of ours, {last}")
+
+
+def _found(row: Mapping[str, Any]) -> Finding:
+    return Finding(row["subject"], _VERDICTS[row["severity"]], row["finding"], row["mend"])
 
 
 async def _hearing(connection: Connection, listen_dsn: str) -> Finding:

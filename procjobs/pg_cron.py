@@ -14,7 +14,7 @@ from typing import Any
 from procjobs.db import Calls, Session, Target, Transaction, connect, dsn_in
 from procjobs.errors import DatabaseError, PgCronMissing
 
-__all__ = ["Finding", "install", "remove", "status"]
+__all__ = ["Finding", "facts", "install", "remove", "status"]
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,14 @@ async def status(dsn: str, cron_dsn: str | None = None) -> list[Finding]:
     async with _places(dsn, cron_dsn) as place:
         if isinstance(place, list):
             return place
-        facts = await _ask(place, "rights")
-        if facts["version"] is not None and facts["usage"]:
-            facts["jobs"] = await _ask(place, "jobs")
-        found: list[Finding] = await place.calls.rows("pg_cron_findings", as_=Finding, p_facts=facts)
+        found: list[Finding] = await place.calls.rows("pg_cron_findings", as_=Finding, p_facts=await _facts(place))
         return found
+
+
+async def facts(dsn: str, cron_dsn: str | None = None) -> dict[str, Any] | None:
+    """What pg_cron_findings and doctor_pg_cron judge; None where the server has no pg_cron. Raises DatabaseError."""
+    async with _places(dsn, cron_dsn) as place:
+        return None if isinstance(place, list) else await _facts(place)
 
 
 async def install(dsn: str, cron_dsn: str | None = None, *, runners: int = 1) -> list[Finding]:
@@ -79,6 +82,13 @@ async def remove(dsn: str, cron_dsn: str | None = None) -> int:
         if not (await _ask(place, "rights"))["usage"]:
             return 0
         return len(await place.there.run(await place.calls.value("pg_cron_removal")))
+
+
+async def _facts(place: _Place) -> dict[str, Any]:
+    found = await _ask(place, "rights")
+    if found["version"] is not None and found["usage"]:
+        found["jobs"] = await _ask(place, "jobs")
+    return found
 
 
 async def _ask(place: _Place, what: str) -> dict[str, Any]:

@@ -94,13 +94,13 @@ begin
       keep_time, hear_pg_cron, lost_sessions, note_last_words
     }'),
     ('procjobs_reader', '{
-      doctor, doctor_server, doctor_horizon, doctor_logins, doctor_tables, doctor_fleet, explain_claim, claim_plans, say_span,
+      doctor, doctor_server, doctor_pg_cron, doctor_horizon, doctor_logins, doctor_tables, doctor_fleet, explain_claim, claim_plans, say_span,
       list_limits, list_batches, list_tasks, why_not_running, job_timeline, list_jobs, count_jobs, job_report, list_queues, list_workers, job_status,
       may_see_arguments, late_note, say_time, raise_job_not_found, clock, may_set_clock, time_set,
       list_table_policies, list_table_runs, policy_fault, find_table, time_column, assigned_values,
       list_retention, list_retention_passes, list_dead_groups, list_dead_letters, jobs_as_of, job_transitions,
       preview_schedule, list_schedules, list_schedule_history, list_alerts, cron_timezone, schedule_hold,
-      pg_cron_status, pg_cron_place, pg_cron_wanted, pg_cron_vacuum, pg_cron_prefix, pg_cron_facts_query, pg_cron_findings, pg_cron_absence, wall_clock
+      pg_cron_status, pg_cron_place, pg_cron_wanted, pg_cron_vacuum, pg_cron_prefix, pg_cron_facts_query, pg_cron_facts, pg_cron_findings, pg_cron_absence, wall_clock
     }'),
     ('procjobs_admin', '{
       register_sql_task, put_sql_task, find_routine, drop_sql_task, pg_cron_install, pg_cron_script, pg_cron_remove, pg_cron_removal,

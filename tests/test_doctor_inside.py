@@ -375,6 +375,33 @@ def test_a_limit_that_lets_nothing_run(sql: Sql, found: Callable[..., list[str]]
     assert found("limits") == []
 
 
+def test_open_alerts_are_told_with_what_to_do(sql: Sql, found: Callable[..., list[str]]) -> None:
+    """One of each kind that there is, and many of one."""
+    sql("select procjobs.register_tasks('[{\"name\": \"greet\"}]', 'test')")
+    sql("select procjobs.schedule('s', 'greet', '* * * * *', overlap => 'allow')")
+    sql("update procjobs.schedules set last_slot = now() - interval '1 h', next_slot = now() - interval '59 min', "
+        "due_at = now() - interval '59 min' where name = 's'")  # fmt: skip
+    sql("select procjobs.watch_clocks()")
+    (clock,) = found("alerts")
+    assert "no_clock: schedules have been due since" in clock and "procjobs scheduler" in clock
+    sql("select procjobs.tick(), procjobs.watch_clocks()")
+    (missed,) = found("alerts")
+    assert "missed_slot: " in missed
+    assert sql(missed.split("to make up for them: ")[1])[0][0] > 50
+    sql("update procjobs.alerts set closed_at = now()")
+
+    sql("select procjobs.raise_alert(k, 'x', 'm') from unnest('{schedule_failing, cleanup_idle, backlog}'::text[]) k")
+    assert [line.split(": ")[0] for line in found("alerts")] == ["backlog", "cleanup_idle", "schedule_failing"]
+    sql("select procjobs.close_alert(id) from procjobs.alerts where closed_at is null")
+    sql("select procjobs.raise_alert('process_down', 'w' || n, 'gone') from generate_series(1, 13) n")
+    *_, last = said = found("alerts")
+    assert len(said) == 11 and any("process_down: 3 more of them" in line for line in said), last
+    for line in said:
+        if "if it is not to come back: " in line:
+            sql(line.split("if it is not to come back: ")[1])
+    assert len(found("alerts")) == 3
+
+
 def test_a_trigger_that_fits_its_table_or_task_no_more(sql: Sql, found: Callable[..., list[str]]) -> None:
     def task(argument: str) -> None:
         schema = {"properties": {argument: {"type": "integer"}}, "additionalProperties": False}

@@ -18,8 +18,10 @@ from typing import Any
 import psycopg
 import pytest
 
+from procjobs.doctor import examine
 from procjobs.embedded import EmbeddedPostgres
 from procjobs.migrate import migrate
+from procjobs.settings import Settings
 from tests.conftest import FAST, Sql, with_user
 from tests.processes import environment, procjobs_command, sentence
 
@@ -203,6 +205,68 @@ def test_who_may_not_schedule_is_told_what_to_grant(cron_cluster: EmbeddedPostgr
         queries("drop owned by pj_planner")
         queries.connection.close()
     clock("drop role pj_planner")
+
+
+DOCTOR = "select severity, finding, mend from procjobs.doctor() where subject = 'pg_cron' order by 1, 2"
+
+
+@with_pg_cron
+def test_the_doctor_looks_at_pg_cron(clock: Sql) -> None:
+    ((severity, finding, mend),) = clock(DOCTOR)
+    assert (severity, mend) == ("note", "procjobs pg-cron install, if it is to") and "keeps no time" in finding
+    clock("select procjobs.pg_cron_install()")
+    assert clock(DOCTOR) == []
+
+    # Gone, changed, switched off, failed, silent.
+    clock("select cron.unschedule('procjobs clock: history')")
+    clock("select cron.schedule('procjobs clock: jobs 1', '5 * * * *', 'select 1')")
+    clock("select cron.alter_job(jobid, active => false) from cron.job where jobname like '%vacuum'")
+    clock(
+        "insert into cron.job_run_details (jobid, runid, username, status, return_message, start_time)"
+        " select jobid, 1000000, current_user, 'failed', 'boom', now() - interval '1 hour'"
+        " from cron.job where jobname like '%time'"
+    )
+    found = clock(DOCTOR)
+    clock("delete from cron.job_run_details where runid = 1000000")
+    assert {severity for severity, _, _ in found} == {"warning"} and all(mend for _, _, mend in found)
+    said = [finding for _, finding, _ in found]
+    assert said[:2] == ["history: is not installed", "jobs 1: is not as this version wants it"]
+    assert said[2].startswith("time: failed at ") and said[3].startswith("time: has not started since ")
+    assert said[4:] == ["vacuum: is switched off"]
+
+
+@with_pg_cron
+def test_a_version_or_a_launcher_that_is_not_as_it_should_be(clock: Sql) -> None:
+    clock("select procjobs.pg_cron_install()")
+    query = "select finding, mend from procjobs.doctor_pg_cron(procjobs.pg_cron_facts() || %s::jsonb)"
+    ((finding, mend),) = clock(query, '{"newest": "1.6"}')
+    assert finding == "extension: pg_cron is of version 1.4-1, the server brings 1.6"
+    assert "alter extension pg_cron update" in mend
+    ((finding, mend),) = clock(query, '{"launcher": false}')
+    assert finding.startswith("launcher: ") and "restart" in mend
+    assert clock(query, "{}") == [], "this server's launcher runs"
+
+
+@with_pg_cron
+async def test_the_doctor_looks_into_the_database_where_pg_cron_is(
+    cron_cluster: EmbeddedPostgres, clock: Sql, tmp_path: Path
+) -> None:
+    dsn = cron_cluster.dsn("app")
+    app = Sql(dsn)
+    ((severity, finding, _),) = app(DOCTOR)
+    assert severity == "note" and "in database clock: whether it does its work was not looked at" in finding
+
+    async def look() -> list[tuple[str, str]]:
+        found = await examine(Settings(), dsn)
+        return [(each.verdict, each.text) for each in found if each.subject == "pg_cron"]
+
+    assert await look() == [("ok", "the server has pg_cron in database clock, and it keeps no time for this one")]
+    assert procjobs_command("pg-cron", "install", "--dsn", dsn, cwd=tmp_path).returncode == 0
+    ((verdict, text),) = await look()
+    assert verdict == "ok" and "pg_cron 1.4-1 has 4 jobs of ours" in text
+    clock("select cron.alter_job(jobid, active => false) from cron.job where jobname like '%app: time'")
+    assert await look() == [("warning", "time: is switched off")]
+    app.connection.close()
 
 
 # -- at work -------------------------------------------------------------------------------------------------------

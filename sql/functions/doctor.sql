@@ -242,6 +242,38 @@ $$;
 comment on function procjobs.doctor_triggers() is
   'Triggers of enqueue_on_change that fit their table or their task no more: columns renamed, arguments changed, disabled.';
 
+create or replace function procjobs.doctor_alerts()
+returns table (severity text, subject text, finding text, mend text)
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  with open as materialized (
+    select a.*, row_number() over (partition by a.kind order by a.last_at desc, a.id desc) as n, count(*) over (partition by a.kind) as many
+    from procjobs.alerts a
+    where a.closed_at is null
+  )
+  select 'warning', 'alerts', format('%s: %s (since %s)', o.kind, o.message, procjobs.say_time(o.first_at)),
+    case o.kind
+      when 'missed_slot' then format(
+        'something must keep time: procjobs worker, procjobs scheduler or pg_cron; to make up for them: select * from procjobs.backfill(%L, %L)',
+        o.subject, o.details ->> 'first')
+      when 'schedule_failing' then format('procjobs schedules show %s says why', quote_literal(o.subject))
+      when 'cleanup_idle' then format('see whether its policy still finds what it is for: procjobs schedules show %s', quote_literal(o.subject))
+      when 'backlog' then format('start more workers: procjobs worker --queues %s; or raise the number: procjobs.set_backlog_alert', o.subject)
+      when 'no_clock' then 'start procjobs worker or procjobs scheduler, or set up pg_cron: procjobs pg-cron install'
+      when 'process_down' then format('start it again; if it is not to come back: select procjobs.close_alert(%s)', o.id)
+      else format('select procjobs.close_alert(%s), once it is dealt with', o.id)
+    end
+  from open o
+  where o.n <= 10
+  union all
+  select 'warning', 'alerts', format('%s: %s more of them', o.kind, o.many - 10), 'procjobs alerts lists them'
+  from open o
+  where o.n = 11
+$$;
+comment on function procjobs.doctor_alerts() is 'Alerts that are open, with what to do next; of each kind the ten newest.';
+
 create or replace function procjobs.doctor_fleet()
 returns table (severity text, subject text, finding text, mend text)
 language sql
@@ -259,9 +291,11 @@ as $$
   select * from procjobs.doctor_limits()
   union all
   select * from procjobs.doctor_triggers()
+  union all
+  select * from procjobs.doctor_alerts()
 $$;
 comment on function procjobs.doctor_fleet() is
-  'What is wrong with claim, workers, queues, upkeep, limits and triggers of enqueue_on_change. Definer: the reader role has no rights on tables; no argument of a job is shown.';
+  'What is wrong with claim, workers, queues, upkeep, limits and triggers of enqueue_on_change, and open alerts. Definer: the reader role has no rights on tables; no argument of a job is shown.';
 
 create or replace function procjobs.doctor()
 returns table (severity text, subject text, finding text, mend text)
@@ -271,6 +305,8 @@ as $$
   select f.severity, f.subject, f.finding, f.mend
   from (
     select * from procjobs.doctor_server()
+    union all
+    select * from procjobs.doctor_pg_cron()
     union all
     select * from procjobs.doctor_tables()
     union all

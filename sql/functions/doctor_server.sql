@@ -94,6 +94,40 @@ as $$
 $$;
 comment on function procjobs.doctor_logins() is 'Names and settings of login roles that are traps.';
 
+create or replace function procjobs.doctor_pg_cron(p_facts jsonb default null)
+returns table (severity text, subject text, finding text, mend text)
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  -- Whoever set nothing up with pg_cron does without it: then it is only worth a note.
+  with place as materialized (
+    select p.loaded, p.database, f.facts, coalesce(f.facts -> 'jobs', '{}') <> '{}' as used
+    from procjobs.pg_cron_place() p
+    cross join lateral (select coalesce(p_facts, procjobs.pg_cron_facts()) as facts) f
+  )
+  select 'note', 'pg_cron', format('pg_cron runs in database %s: whether it does its work was not looked at', p.database),
+    'procjobs pg-cron status looks there'
+  from place p
+  where p.loaded
+    and p.facts is null
+  union all
+  select 'note', 'pg_cron', format('the server has pg_cron in database %s, and it keeps no time for this one', p.database),
+    'procjobs pg-cron install, if it is to'
+  from place p
+  where p.facts -> 'usage' = 'true'
+    and not p.used
+  union all
+  select f.severity, 'pg_cron', format('%s: %s', f.subject, f.finding), f.mend
+  from place p
+  cross join lateral procjobs.pg_cron_findings(p.facts) f
+  where p.used
+    and f.severity = 'warning'
+$$;
+comment on function procjobs.doctor_pg_cron(jsonb) is
+  'What is wrong with pg_cron where our jobs are in it: missing, changed, switched off, failed, not started, of another version. '
+  'p_facts: what pg_cron_facts_query found where pg_cron is; null: ask here.';
+
 create or replace function procjobs.doctor_server()
 returns table (severity text, subject text, finding text, mend text)
 language sql

@@ -117,6 +117,10 @@ as $$
     when 'rights' then $query$
       select jsonb_build_object(
         'version', e.extversion,
+        'newest', (select a.default_version from pg_catalog.pg_available_extensions a where a.name = 'pg_cron'),
+        'launcher', case when pg_catalog.pg_has_role(current_user, 'pg_read_all_stats', 'usage') then exists (
+          select from pg_catalog.pg_stat_activity s where s.backend_type like 'pg_cron%'
+        ) end,
         'user', current_user,
         'usage', pg_catalog.has_schema_privilege(n.oid, 'usage'),
         'elsewhere', pg_catalog.has_function_privilege(f.oid, 'execute'),
@@ -214,6 +218,16 @@ as $$
   from place p
   where p.background_workers
   union all
+  select 'warning', 'extension', format('pg_cron is of version %s, the server brings %s', p.version, p_facts ->> 'newest'),
+    format('in database %s: alter extension pg_cron update; then procjobs pg-cron install', p.database)
+  from place p
+  where p.version <> p_facts ->> 'newest'
+  union all
+  select 'warning', 'launcher', 'the launcher of pg_cron does not run: nothing is started', 'look for pg_cron in the log of the server, and restart it'
+  from place p
+  where p.version is not null
+    and p_facts -> 'launcher' = 'false'
+  union all
   select 'warning', w.name, case when j.job is null then 'is not installed' else 'is not as this version wants it' end, 'procjobs pg-cron install'
   from wanted w
   left join job j on j.name = w.name
@@ -249,8 +263,8 @@ $$;
 comment on function procjobs.pg_cron_findings(jsonb) is
   'What is right and wrong with pg_cron, by what pg_cron_facts_query found: severity ok, info or warning, subject, finding, mend.';
 
-create or replace function procjobs.pg_cron_status()
-returns table (severity text, subject text, finding text, mend text)
+create or replace function procjobs.pg_cron_facts()
+returns jsonb
 language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
@@ -258,6 +272,27 @@ as $$
 declare
   v_facts jsonb;
   v_jobs jsonb;
+begin
+  if not (select p.here from procjobs.pg_cron_place() p) then
+    return null;
+  end if;
+  execute procjobs.pg_cron_facts_query('rights') into v_facts;
+  if v_facts ->> 'version' is not null and v_facts -> 'usage' = 'true' then
+    execute procjobs.pg_cron_facts_query('jobs') into v_jobs;
+    v_facts := v_facts || jsonb_build_object('jobs', v_jobs);
+  end if;
+  return v_facts;
+end
+$$;
+comment on function procjobs.pg_cron_facts() is
+  'What pg_cron_facts_query finds, where pg_cron is in this database; else null. With the caller''s own rights.';
+
+create or replace function procjobs.pg_cron_status()
+returns table (severity text, subject text, finding text, mend text)
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
 begin
   return query select a.* from procjobs.pg_cron_absence() a;
   if found then
@@ -268,12 +303,7 @@ begin
     from procjobs.pg_cron_place() p;
     return;
   end if;
-  execute procjobs.pg_cron_facts_query('rights') into v_facts;
-  if v_facts ->> 'version' is not null and v_facts -> 'usage' = 'true' then
-    execute procjobs.pg_cron_facts_query('jobs') into v_jobs;
-    v_facts := v_facts || jsonb_build_object('jobs', v_jobs);
-  end if;
-  return query select f.* from procjobs.pg_cron_findings(v_facts) f;
+  return query select f.* from procjobs.pg_cron_findings(procjobs.pg_cron_facts()) f;
 end
 $$;
 comment on function procjobs.pg_cron_status() is

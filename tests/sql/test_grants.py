@@ -50,7 +50,7 @@ MAY_EXECUTE = {
         "report_progress", "job_result", "job_outcome", "await_job",
     },
     "procjobs_reader": CRON | {
-        "doctor", "doctor_server", "doctor_horizon", "doctor_logins", "doctor_tables", "doctor_fleet",
+        "doctor", "doctor_server", "doctor_pg_cron", "doctor_horizon", "doctor_logins", "doctor_tables", "doctor_fleet",
         "explain_claim", "claim_plans", "say_span",
         "list_tasks", "list_limits", "list_batches",
         "why_not_running", "job_timeline", "list_jobs", "count_jobs", "job_report",
@@ -81,6 +81,7 @@ SQL_JOBS = {
     },
     "procjobs_reader": {
         "pg_cron_status", "pg_cron_place", "pg_cron_wanted", "pg_cron_vacuum", "pg_cron_prefix", "pg_cron_facts_query",
+        "pg_cron_facts",
         "pg_cron_findings", "pg_cron_absence", "wall_clock",
     },
     "procjobs_admin": {
