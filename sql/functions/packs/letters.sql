@@ -83,7 +83,7 @@ begin
             hint = format('Templates: %s. See each with: procjobs mail preview TEMPLATE',
               array_to_string(procjobs.letter_templates(), ', '));
   end if;
-  perform procjobs.require_host('host_people', 'host_recipients', 'host_groups', 'host_updates', 'host_organizations');
+  perform procjobs.require_host('host_recipients', 'host_groups', 'host_updates', 'host_organizations');
   if enqueue_letter.recipient is not null then
     perform procjobs.check_addressee(enqueue_letter.recipient, enqueue_letter.group_id, null, 'email');
   elsif enqueue_letter.person is not null then
@@ -118,6 +118,7 @@ as $$
 declare
   v_email text;
 begin
+  perform procjobs.require_host('host_people');
   select p.email into v_email from procjobs.host_people p where p.id = p_person;
   if not found then
     raise exception 'unknown person %', coalesce(p_person::text, 'null')
@@ -146,6 +147,7 @@ begin
   if p_job.address is not null then
     return query select p_job.address_name, p_job.address, 'UTC'::text;
   elsif p_job.person_id is not null then
+    perform procjobs.require_host('host_people');
     return query
       select p.name, nullif(btrim(p.email), ''), coalesce(p.timezone, 'UTC')
       from procjobs.host_people p

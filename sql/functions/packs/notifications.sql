@@ -308,7 +308,7 @@ begin
     status := 'sent';
     reason := 'it was sent already';
   else
-    perform procjobs.require_host('host_people', 'host_recipients', 'host_groups', 'host_updates', 'host_organizations');
+    perform procjobs.require_host('host_recipients', 'host_groups', 'host_updates', 'host_organizations');
     select a.name, a.address, a.timezone into recipient_name, address, timezone from procjobs.addressee(v_job) a;
     status := case when address is not null then 'processing' else 'failed' end;
     if address is null then
