@@ -10,7 +10,16 @@ immutable
 parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-  select array['notification']
+  select array[
+    'notification',
+    'alert',
+    'daily_report',
+    'invoice',
+    'reengagement',
+    'report_ready',
+    'tips',
+    'welcome'
+  ]
 $$;
 comment on function procjobs.letter_templates() is
   'Templates that a letter can be written with: each is a pair of files in templates/mail.';
