@@ -4,7 +4,7 @@ Each letter is a pair of templates, `name`.html.j2 and `name`.txt.j2, over the f
 `subject` beside the block `letter`, and may have one `preview`: the line that mail programs show beside the subject.
 What a letter is filled with is shown by `name`.sample.json, which previews are made of.
 
-The style element of the frame is written into the elements, since mail programs drop it; what stands under @media stays.
+The style element of the frame is written into the elements, since mail programs drop it; what is under @media stays.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ __all__ = [
     "Letter",
     "day",
     "figure",
+    "in_theme",
     "local_time",
     "money",
     "one_line",
@@ -163,6 +164,11 @@ def render(name: str, /, **values: Any) -> Letter:
     return Letter(subject, re.sub(r"\n{3,}", "\n\n", text.render(values)).strip() + "\n", html)
 
 
+def in_theme(html: str, theme: str) -> str:
+    """A letter's HTML as programs with that theme show it, `light` or `dark`, whatever this one has."""
+    return re.sub(r"\(prefers-color-scheme:\s*dark\)", "all" if theme == "dark" else "not all", html)
+
+
 def _line(template: jinja2.Template, block: str, values: dict[str, Any]) -> str:
     """A block of the template on one line; empty where there is none."""
     if block not in template.blocks:
@@ -201,12 +207,14 @@ def local_time(at: datetime, zone: str) -> str:
 
 
 #: Currencies without hundredths, by their decimals (ISO 4217).
-_DECIMALS = dict.fromkeys(("BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX", "VND", "VUV", "XAF", "XOF", "XPF"), 0)
+_DECIMALS = dict.fromkeys(
+    ("BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX", "VND", "VUV", "XAF", "XOF", "XPF"), 0
+)
 _DECIMALS |= dict.fromkeys(("BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"), 3)
 
 
 def money(amount: str | float | Decimal, currency: str) -> str:
-    """An amount with the decimals of its currency: `4,200.00 EUR`, on one line. Raises ValueError for what is no number."""
+    """An amount with the decimals of its currency: `4,200.00 EUR`. Raises ValueError for what is no number."""
     try:
         number = Decimal(str(amount))
         shown = f"{number:,.{_DECIMALS.get(currency.upper(), 2)}f}"

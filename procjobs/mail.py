@@ -62,10 +62,14 @@ class Deferred:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Never: a 5xx reply, or (code None) a message that cannot be written at all. Not worth trying again."""
+    """Never: a 5xx reply, or (code None) a message that cannot be written at all. Not worth trying again.
+
+    stage: the command that the server replied to: mail, rcpt or data.
+    """
 
     code: int | None
     reply: str
+    stage: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,19 +342,19 @@ class Mailer:
                 return Refused(None, f"{self.server} takes no addresses beyond ASCII (SMTPUTF8): {recipient.addr_spec}")
             await smtp.mail(self._sender.addr_spec, options=options, encoding=encoding)
         except aiosmtplib.SMTPResponseException as error:
-            return None if line.messages and error.code == 421 else _judge(error)
+            return None if line.messages and error.code == 421 else _judge(error, "mail")
         except (aiosmtplib.SMTPException, OSError) as error:
             return None if line.messages else Deferred(None, _words(error))
         try:
             await smtp.rcpt(recipient.addr_spec, encoding=encoding)
         except aiosmtplib.SMTPResponseException as error:
-            return _judge(error)
+            return _judge(error, "rcpt")
         except (aiosmtplib.SMTPException, OSError) as error:
             return Deferred(None, _words(error))
         try:
             reply = await smtp.data(message.as_bytes())
         except aiosmtplib.SMTPResponseException as error:
-            return _judge(error)
+            return _judge(error, "data")
         except (aiosmtplib.SMTPException, OSError) as error:
             return Ambiguous(f"{self.server} did not say whether it took the message: {_words(error)}")
         return Sent(reply.code, _printable(reply.message))
@@ -369,13 +373,13 @@ class Mailer:
             line.smtp.close()
 
 
-def _judge(error: aiosmtplib.SMTPResponseException) -> Outcome:
+def _judge(error: aiosmtplib.SMTPResponseException, stage: str) -> Outcome:
     """The outcome that a reply code stands for; 530 and 535 ask for a login, which is ours to mend."""
     reply = _printable(error.message)
     if 200 <= error.code < 300:
         return Sent(error.code, reply)
     if 500 <= error.code < 600 and error.code not in (530, 535):
-        return Refused(error.code, reply)
+        return Refused(error.code, reply, stage)
     return Deferred(error.code, reply)
 
 

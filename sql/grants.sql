@@ -111,6 +111,9 @@ begin
       schedule, schedule_for, unschedule, pause_schedule, resume_schedule, run_now, backfill, set_schedule_group, set_cron_timezone,
       declare_schedules, tick, close_alert, set_backlog_alert
     }'),
+    ('procjobs_producer', '{find_subscription, unsubscribe, resubscribe}'),
+    ('procjobs_reader', '{list_suppressed_addresses}'),
+    ('procjobs_admin', '{suppress_address, unsuppress_address}'),
     ('procjobs_worker', '{tables_to_vacuum, note_vacuum, unreferenced_files}'),
     -- These act on the application's tables with their caller's rights: what they are made of is granted too.
     ('procjobs_worker', v_tables),
@@ -135,6 +138,8 @@ begin
   for v_role, v_names in values
     ('procjobs_producer', '{tasks}'),
     ('procjobs_reader', '{limit_use, task_policies, bulk_log, jobs, all_jobs, batches, dead_letters, dead_letter_groups, retention, retention_passes, table_retention, table_retention_runs, retry_rules, attempts, actions, queues, workers, tasks, schedule_list, schedule_history, schedule_stats, schedule_group_list, schedulers, alerts}'),
+    ('procjobs_reader', '{suppressions}'),
+    ('procjobs_admin', '{unsubscriptions}'),
     ('procjobs_admin', '{notification_jobs, notification_delivery_logs}')
   loop
     continue when to_regrole(v_role) is null;

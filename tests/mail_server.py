@@ -22,7 +22,7 @@ DROP = "drop"
 class MailServer:
     """`async with MailServer() as server`: listens on 127.0.0.1:server.port and keeps what it takes in `server.raw`.
 
-    replies: for each of MAIL, RCPT, DATA the replies still to be given before the usual one; HANG and DROP are allowed.
+    replies: for each of CONNECT, MAIL, RCPT, DATA the replies still to be given before the usual one; HANG and DROP are allowed.
     login:   user and password that the server asks for.
     """
 
@@ -145,6 +145,13 @@ class _Protocol(SMTP):
             self._owner.connections += 1
         self._owner._open.add(self)
         self._owner.most_at_once = max(self._owner.most_at_once, len(self._owner._open))
+
+    async def _handle_client(self) -> None:
+        if greeting := self._owner.replies.get("CONNECT"):
+            await self.push(greeting.pop(0))
+            _transport(self).close()
+            return
+        await super()._handle_client()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._owner._open.discard(self)

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from html.parser import HTMLParser
+from importlib import resources
 from typing import Any
 
 import jinja2
 import pytest
+from psycopg.types.json import Jsonb
 
 from procjobs.errors import SettingsError
-from procjobs.letters import Brand, local_time, one_line, paragraphs, render, sample, templates, web_url
-from procjobs.packs.notifications import Delivery, letter
+from procjobs.letters import (
+    Brand,
+    day,
+    figure,
+    in_theme,
+    local_time,
+    money,
+    one_line,
+    paragraphs,
+    render,
+    sample,
+    templates,
+    web_url,
+)
+from procjobs.mail import Mail, compose, parse_sender
+from procjobs.packs.notifications import Delivery, letter, preview
 from procjobs.settings import Settings
 
 AT = datetime(2026, 11, 24, 8, 31, tzinfo=UTC)
@@ -190,7 +207,8 @@ def test_the_logo_is_the_organizations_else_the_brands() -> None:
 def test_a_button_can_be_read_on_any_colour(color: str, ink: str) -> None:
     assert Brand(color=color).ink == ink
     _, html = both(Brand(color=color), content={}, about=ABOUT)
-    assert f"color:{ink}; text-decoration:none" in html
+    (press,) = re.findall(r'class="press"[^>]* style="([^"]*)"', html)
+    assert f"color: {ink};" in press
 
 
 @pytest.mark.parametrize("color", ["red", "#fff", "#12345g", "#123456;}body{x:y"])
@@ -239,9 +257,151 @@ def test_every_letter_can_be_seen_with_its_sample() -> None:
         assert written.subject
         assert "\n" not in written.subject
         assert written.text.strip()
-        assert written.html.startswith("<!doctype html>")
-        assert set(values) >= set(frame) - {"about", "action", "eyebrow", "paragraphs", "preview", "title"}
+        assert written.html.startswith("<!DOCTYPE html>")
+        assert set(values) >= set(frame) - {"about", "action", "eyebrow", "paragraphs", "preview", "subject", "title"}
 
 
 def test_sql_and_the_files_name_the_same_letters(sql: Any) -> None:
     assert sorted(sql.one("select procjobs.letter_templates()")) == templates()
+
+
+# Every template
+
+
+def spoiled(value: Any, words: str) -> Any:
+    """A content with these words in every string that is no address, number, date or word that chooses something."""
+    if isinstance(value, dict):
+        return {key: inner if key in CHOICES else spoiled(inner, words) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [spoiled(inner, words) for inner in value]
+    plain = isinstance(value, str) and not re.match(r"https?://|\d+(\.\d+)?$|\d{4}-\d\d-\d\d", value)
+    return f"{value}{words}" if plain else value
+
+
+#: What is no text for people, or a date or zone: a template may refuse it.
+CHOICES = {"level", "currency", "timezone", "starts_at", "ends_at"}
+FRAME = ("recipient_name", "group_name", "organization_name", "address")
+
+
+@pytest.mark.parametrize("name", templates())
+def test_whatever_stands_in_a_letter_is_never_markup_nor_template(name: str) -> None:
+    frame = {field: f"{field} {CANARY}" for field in FRAME}
+    values = letter(delivery(template=name, content=spoiled(sample(name), f" {CANARY}"), **frame), Brand())
+    written = render(name, **values)
+    page = Page(written.html)
+    assert not page.tags & {"script", "iframe", "object", "form"} and page.pictures == []
+    assert "onerror" not in " ".join(re.findall(r"<[^>]*>", written.html))
+    assert "{{7*7}}" in page.text and "{{7*7}}" in written.text and "{{7*7}}" in (written.subject + page.text)
+    assert not re.search(r"\b49\b(?!\.00)", page.text)
+    assert all(link.startswith(("https://", "http://")) for link in page.links)
+
+
+BREAKS = "\r\nBcc: x@y.example\r\n\r\n.\r\n\u2028\x00\x85end"
+
+
+@pytest.mark.parametrize("name", templates())
+def test_line_breaks_in_every_field_make_no_header(name: str) -> None:
+    frame = {field: f"{field} {BREAKS}" for field in FRAME if field != "address"}
+    values = letter(delivery(template=name, content=spoiled(sample(name), BREAKS), **frame), Brand())
+    written = render(name, **values)
+    mail = Mail(to="a@b.example", name=values["name"], subject=written.subject, text=written.text, html=written.html,
+                message_id="<1@b.example>")  # fmt: skip
+    raw = compose(mail, parse_sender("Team <team@harbourlane.example>")).as_bytes()
+    head, _, _ = raw.partition(b"\r\n\r\n")
+    names = {line.partition(b":")[0] for line in head.split(b"\r\n") if not line.startswith((b" ", b"\t"))}
+    assert b"Bcc" not in names
+    assert re.search(rb"(?<!\r)\n|\r(?!\n)|\x00", raw) is None
+
+
+@pytest.mark.parametrize("name", templates())
+def test_a_letter_says_the_same_twice(name: str) -> None:
+    """Every text of the sample can be read in both parts."""
+    values = letter(delivery(template=name, content=sample(name)), Brand())
+    written = render(name, **values)
+    seen = re.sub(r"\s+", " ", Page(written.html).text)
+    plain = re.sub(r"\s+", " ", written.text)
+    for words in texts(sample(name)):
+        assert words in seen and words in plain, words
+
+
+def texts(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [found for key, inner in value.items() if key not in CHOICES for found in texts(inner)]
+    if isinstance(value, list):
+        return [found for inner in value for found in texts(inner)]
+    lines = [] if not isinstance(value, str) or re.match(r"https?://|\d{4}-\d\d-\d\d", value) else value.split("\n")
+    return [line for line in lines if line]
+
+
+@pytest.mark.parametrize("name", templates())
+def test_styles_are_in_the_elements_and_only_media_queries_stay(name: str) -> None:
+    html = preview(name, Brand(color="#0a7d55")).html
+    (style,) = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
+    assert re.findall(r"@media[^{]*", style) == ["@media (max-width: 620px) ", "@media (prefers-color-scheme: dark) "]
+    assert re.sub(r"@media[^{]*\{(?:[^{}]*\{[^{}]*\})*\s*\}", "", style).strip() == ""
+    assert 'style="' in html and "#0a7d55" in html
+    assert "<link" not in html
+
+
+@pytest.mark.parametrize("name", templates())
+def test_every_class_of_a_letter_has_a_style(name: str) -> None:
+    html = preview(name, Brand()).html
+    used = {word for found in re.findall(r'class="([^"]*)"', html) for word in found.split()}
+    raw = resources.files("procjobs").joinpath("templates/mail/parts.html.j2").read_text("utf-8")
+    styled = set(re.findall(r"\.([a-z][\w-]*)", raw)) | {f"{kind}-{tone}" for kind in ("tone", "say") for tone in TONES}
+    assert used <= styled | {"frame"}
+
+
+TONES = ("info", "good", "warn", "bad")
+
+
+def test_a_theme_can_be_chosen_for_a_preview() -> None:
+    html = preview("tips", Brand()).html
+    assert "@media all" in in_theme(html, "dark") and "@media not all" in in_theme(html, "light")
+    assert "prefers-color-scheme" not in in_theme(html, "dark") + in_theme(html, "light")
+
+
+@pytest.mark.parametrize("color", ["#ffd400", "#2f5fd0", "#000000", "#ffffff", "#7bd389"])
+def test_links_can_be_read_on_both_themes(color: str) -> None:
+    brand = Brand(color=color)
+    assert contrast(brand.link, "#ffffff") >= 4.5
+    assert contrast(brand.dark_link, "#272d36") >= 4.5
+    assert contrast(brand.ink, color) >= 3.0 or color == brand.ink
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2.1."""
+
+    def luminance(color: str) -> float:
+        parts = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        red, green, blue = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_amounts_numbers_and_days() -> None:
+    assert money("4200", "EUR") == "4,200.00\u00a0EUR"
+    assert money(1234567.5, "JPY") == "1,234,568\u00a0JPY"
+    assert money("0.1", "kwd") == "0.100\u00a0kwd"
+    assert money("-12.345", "USD") == "-12.34\u00a0USD"
+    with pytest.raises(ValueError, match="is not an amount"):
+        money("much", "EUR")
+    assert (figure(12480), figure("a\nb"), figure(1.5), figure(True)) == ("12,480", "a b", "1.5", "True")
+    assert (day("2026-12-01"), day("2026-12-01T10:00:00Z"), day("some\nday")) == ("1 Dec 2026", "1 Dec 2026", "some day")
+
+
+def test_the_samples_are_what_sql_would_take(sql: Any) -> None:
+    for name in templates():
+        problems = sql.one(
+            "select procjobs.letter_problems(%s, %s, null, null, 'a@b.example', 'normal')", name, Jsonb(sample(name))
+        )
+        assert problems == [], name
+
+
+def test_previews_show_a_way_out_where_there_is_one(sql: Any) -> None:
+    ways = {name for (name,) in sql("select template from procjobs.subscription_templates()")}
+    shown = {name for name in templates() if "Unsubscribe" in preview(name, Brand()).text}
+    assert shown == ways & set(templates())
+    assert not ways & {"invoice", "invitation", "payment_reminder", "alert", "report_ready", "welcome"}

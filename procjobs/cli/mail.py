@@ -1,4 +1,4 @@
-"""mail: what the mail catcher of `procjobs up` has kept."""
+"""mail: what the mail catcher of `procjobs up` has kept, what mails look like, and who gets none."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from procjobs.cli.database import load_settings
+from procjobs.cli.letters import preview, suppressed
 from procjobs.cli.output import Column, json_option, print_facts, print_json, print_table, text, when
 from procjobs.logs import one_line
 
@@ -32,13 +33,13 @@ limit_option = click.option(
 )
 
 
-@click.group(invoke_without_command=True, short_help="List and show the mails that were caught.")
+@click.group(invoke_without_command=True, short_help="Mails that were caught, templates, addresses that get none.")
 @limit_option
 @json_option
 @data_option
 @click.pass_context
 def mail(context: click.Context, /, limit: int, as_json: bool, data: str | None) -> None:
-    """List the mails that the mail catcher kept, and show one."""
+    """List the mails that the mail catcher kept, show one; preview templates; list addresses to which none goes."""
     if context.invoked_subcommand is None:
         _list(limit, as_json, data)
 
@@ -84,6 +85,10 @@ def show(mail_id: str, raw: bool, as_json: bool, data: str | None) -> None:
     click.echo("")
     for line in text_of(found).splitlines():
         click.echo(one_line(line))
+
+
+mail.add_command(preview)
+mail.add_command(suppressed)
 
 
 def _list(limit: int, as_json: bool, data: str | None) -> None:

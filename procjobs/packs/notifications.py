@@ -10,20 +10,30 @@ import os
 import random
 import socket
 import time
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, assert_never
 from uuid import UUID
 
+import jinja2
 from procrastinate import Blueprint, JobContext
 
 from procjobs.db import Calls
 from procjobs.engine.retry import Discard, Retry
 from procjobs.errors import DatabaseError, DatabaseUnavailable, ProcjobsError, SettingsError
-from procjobs.letters import Brand, local_time, one_line, paragraphs, render, web_url
+from procjobs.letters import Brand, Letter, local_time, one_line, paragraphs, render, sample, web_url
 from procjobs.mail import Ambiguous, Deferred, Mail, Mailer, Outcome, Refused, Sent
 
-__all__ = ["Delivery", "DeliveryDeferred", "DeliveryRefused", "NothingToSend", "blueprint", "deliver", "letter"]
+__all__ = [
+    "Delivery",
+    "DeliveryDeferred",
+    "DeliveryRefused",
+    "NothingToSend",
+    "blueprint",
+    "deliver",
+    "letter",
+    "preview",
+]
 
 blueprint = Blueprint()
 
@@ -66,6 +76,7 @@ class Delivery:
     organization_name: str | None
     organization_logo_url: str | None
     about: dict[str, Any] | None
+    unsubscribe_token: str | None = None
 
 
 @blueprint.task(
@@ -111,9 +122,13 @@ async def deliver(
 async def _send(delivery: Delivery, mailer: Mailer, brand: Brand) -> Outcome:
     if delivery.delivery_method != "email":
         return Refused(None, f"this worker has no sender for {delivery.delivery_method}")
-    values = letter(delivery, brand)
-    written = render(delivery.template, **values)
+    try:
+        values = letter(delivery, brand)
+        written = render(delivery.template, **values)
+    except (jinja2.TemplateError, TypeError, ValueError) as error:
+        return Refused(None, f"the letter {delivery.template} cannot be written: {error}")
     headers = {"X-Notification-Id": delivery.message_id.strip("<>").partition("@")[0]}
+    headers |= _ways_out(values["unsubscribe_url"])
     if delivery.urgency == "urgent":
         headers["Importance"] = "high"
     return await mailer.send(
@@ -130,6 +145,14 @@ async def _send(delivery: Delivery, mailer: Mailer, brand: Brand) -> Outcome:
     )
 
 
+def _ways_out(url: str | None) -> dict[str, str]:
+    """How mail programs unsubscribe (RFC 2369); with one click where the pages have https (RFC 8058)."""
+    if url is None:
+        return {}
+    once = {"List-Unsubscribe-Post": "List-Unsubscribe=One-Click"} if url.lower().startswith("https:") else {}
+    return {"List-Unsubscribe": f"<{url}>"} | once
+
+
 async def _record(db: Calls, delivery: Delivery, outcome: Outcome, *, provider: str, took: float) -> None:
     """Complete the log. While the database is away the result is kept: a message that left must not go unrecorded."""
     status, code, reply, error = _facts(outcome)
@@ -144,6 +167,7 @@ async def _record(db: Calls, delivery: Delivery, outcome: Outcome, *, provider: 
                 p_code=code,
                 p_reply=reply,
                 p_error=error,
+                p_stage=outcome.stage if isinstance(outcome, Refused) else None,
             )
             return
         except DatabaseUnavailable:
@@ -204,6 +228,9 @@ def _frame(delivery: Delivery, brand: Brand) -> dict[str, Any]:
         if group
         else f"This message was sent to {delivery.address}.",
         "when": local_time(delivery.at, delivery.timezone),
+        "unsubscribe_url": f"{brand.url}/unsubscribe/{delivery.unsubscribe_token}"
+        if brand.url and delivery.unsubscribe_token
+        else None,
         "brand": brand,
     }
 
@@ -240,3 +267,33 @@ def _action(content: dict[str, Any], about: dict[str, Any], kind: str) -> dict[s
     if url := web_url(about.get("url")):
         return {"label": _OPEN.get(kind, "Read the update"), "url": url}
     return None
+
+
+#: As procjobs.subscription_templates() has them: previews are made without a database.
+_SUBSCRIBED = frozenset({"daily_report", "digest", "event_reminder", "notices", "notification", "reengagement", "tips"})
+
+
+def preview(template: str, brand: Brand) -> Letter:
+    """The letter as somebody made up would get it, filled with its sample. No row, no mail server."""
+    delivery = Delivery(
+        status="processing",
+        reason=None,
+        at=datetime.now(UTC),
+        delivery_id=0,
+        attempt=1,
+        message_id="<preview@localhost>",
+        delivery_method="email",
+        notification_type=template,
+        template=template,
+        urgency="normal",
+        content=sample(template),
+        recipient_name="Ingrid Lindgren",
+        address="ingrid@example.com",
+        timezone="Europe/Stockholm",
+        group_name="The Lindgrens" if template in ("notification", "digest") else None,
+        organization_name=brand.name,
+        organization_logo_url=brand.logo_url,
+        about=None,
+        unsubscribe_token="preview" if template in _SUBSCRIBED else None,
+    )
+    return render(template, **letter(delivery, replace(brand, url=brand.url or "https://jobs.example.com")))

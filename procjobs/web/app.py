@@ -18,9 +18,10 @@ from starlette.staticfiles import StaticFiles
 
 from procjobs import __version__, watch
 from procjobs.db import Database
+from procjobs.letters import Brand
 from procjobs.mailcatcher import Mailbox
 from procjobs.settings import Settings
-from procjobs.web import pages
+from procjobs.web import pages, previews, unsubscribe
 from procjobs.web.guard import Guard, SecurityHeaders
 
 __all__ = ["create_app"]
@@ -50,8 +51,15 @@ def create_app(settings: Settings, dsn: str, *, mailbox: str | Path | None = Non
         routes=[
             Route("/", _guarded(pages.status), name="status"),
             Route("/mail", _guarded(pages.mails), name="mails"),
+            Route("/mail/preview", _guarded(previews.previews), name="previews"),
+            Route("/mail/preview/{template}", _guarded(previews.preview), name="preview"),
+            Route("/mail/preview/{template}/html", _guarded(previews.preview_html), name="preview_html"),
             Route("/mail/{mail_id}", _guarded(pages.mail), name="mail"),
             Route("/mail/{mail_id}/html", _guarded(pages.mail_html), name="mail_html"),
+            Route("/unsubscribe/{token}", unsubscribe.ask, methods=["GET"], name="unsubscribe"),
+            Route("/unsubscribe/{token}", unsubscribe.unsubscribe, methods=["POST"]),
+            Route("/unsubscribe/{token}/undo", unsubscribe.resubscribe, methods=["POST"], name="resubscribe"),
+            Route("/brand.css", unsubscribe.brand_css, name="brand_css"),
             Route("/health", health, name="health"),
             Route("/healthz", health),
             Route("/ready", ready, name="ready"),
@@ -61,6 +69,7 @@ def create_app(settings: Settings, dsn: str, *, mailbox: str | Path | None = Non
         exception_handlers={HTTPException: pages.refused, Exception: pages.failed},
         lifespan=lifespan,
     )
+    app.state.brand = Brand.of(settings)
     app.state.guard = Guard(settings.host, settings.tokens)
     app.state.mailbox = Mailbox(Path(mailbox)) if mailbox else None
     app.state.version = __version__

@@ -2,7 +2,7 @@
 
 Pages that tell something are open on this machine only: the server listens on a loopback address and is asked for by
 a loopback name (so that a hostile page cannot reach it by rebinding a name of its own). Everybody else needs a bearer
-token. /health and /ready are open and tell counts only.
+token. /health and /ready are open and tell counts only; /unsubscribe is open to whoever has a link.
 """
 
 from __future__ import annotations
@@ -15,11 +15,23 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["CONTENT_SECURITY_POLICY", "HEADERS", "MAIL_POLICY", "Guard", "SecurityHeaders", "is_loopback"]
+__all__ = [
+    "CONTENT_SECURITY_POLICY",
+    "FORM_POLICY",
+    "HEADERS",
+    "MAIL_POLICY",
+    "Guard",
+    "SecurityHeaders",
+    "is_loopback",
+]
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; frame-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+#: For pages that people without an account come to from a mail: one form, which goes back to where it came from.
+FORM_POLICY = (
+    "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 #: A mail is a stranger's document: no scripts, no requests, its own style attributes, and shown in our frame only.
 MAIL_POLICY = (

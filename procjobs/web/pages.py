@@ -15,7 +15,7 @@ from procjobs import watch
 from procjobs.mailcatcher import Mail, Mailbox
 from procjobs.web.guard import HEADERS, MAIL_POLICY
 
-__all__ = ["failed", "mail", "mail_html", "mails", "refused", "status"]
+__all__ = ["failed", "mail", "mail_html", "mails", "refused", "render", "status"]
 
 _PAGE = 50
 _TITLES = {400: "That cannot be asked for", 401: "Not open from here", 404: "Not found", 405: "Not that way"}
@@ -53,7 +53,8 @@ _templates = Environment(
 _templates.filters.update(ago=ago, span=span)
 
 
-def _render(request: Request, template: str, *, code: int = 200, **values: Any) -> Response:
+def render(request: Request, template: str, *, code: int = 200, **values: Any) -> Response:
+    """A page from one of the templates."""
     state = request.app.state
     page = _templates.get_template(template).render(
         url_for=lambda name, **path: request.url_for(name, **path).path,
@@ -69,7 +70,7 @@ async def status(request: Request) -> Response:
     """The first page: does it work, what waits, who works, what happened last."""
     box: Mailbox | None = request.app.state.mailbox
     overview = await watch.overview(request.app.state.db)
-    return _render(
+    return render(
         request,
         "status.html",
         code=503 if overview.health.status == "down" else 200,
@@ -83,14 +84,12 @@ async def mails(request: Request) -> Response:
     box = _mailbox(request)
     number = _number(request.query_params.get("page", "1"))
     found = box.list(_PAGE + 1, (number - 1) * _PAGE)
-    return _render(
-        request, "mails.html", mails=found[:_PAGE], number=number, more=len(found) > _PAGE, total=box.count()
-    )
+    return render(request, "mails.html", mails=found[:_PAGE], number=number, more=len(found) > _PAGE, total=box.count())
 
 
 async def mail(request: Request) -> Response:
     """One mail: its headers, text, HTML in a sandboxed frame."""
-    return _render(request, "mail.html", mail=_mail(request))
+    return render(request, "mail.html", mail=_mail(request))
 
 
 async def mail_html(request: Request) -> Response:
@@ -135,7 +134,7 @@ async def failed(request: Request, error: Exception) -> Response:
 
 def _sorry(request: Request, code: int, words: str, headers: Any = None) -> Response:
     if "text/html" in request.headers.get("accept", ""):
-        answer = _render(request, "sorry.html", code=code, title=_TITLES.get(code, "Sorry"), words=words)
+        answer = render(request, "sorry.html", code=code, title=_TITLES.get(code, "Sorry"), words=words)
     else:
         answer = PlainTextResponse(words + "\n", status_code=code)
     answer.headers.update(headers or {})

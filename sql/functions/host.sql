@@ -65,7 +65,7 @@ as $$
       'each.', 'notifications, digests'),
     ('host_group_recipients', 'view', 1, 'group_id', 'uuid', 'host_groups.id', null),
     ('host_group_recipients', 'view', 2, 'recipient_id', 'uuid', 'host_recipients.id', null),
-    ('host_group_recipients', 'view', 3, 'muted_until', 'timestamptz', 'No digest before; infinity: until unmuted; '
+    ('host_group_recipients', 'view', 3, 'muted_until', 'timestamptz', 'No digest before; infinity: nothing until unmuted; '
       'null: not muted.', null),
 
     ('host_updates', 'view', 0, null, null, 'What was shared in groups.', 'notifications, digests'),

@@ -433,9 +433,9 @@ async def test_three_tries_and_no_more_each_on_record(
 async def test_a_refused_one_is_a_dead_letter_after_one_try(
     app: App, sql: Any, notification: UUID, server: MailServer
 ) -> None:
-    server.replies["RCPT"] = ["550 no such user"]
+    server.replies["RCPT"] = ["554 no thanks"]
     await work(app)
-    assert state(sql, notification) == ("failed", 0, "550 no such user", True)
+    assert state(sql, notification) == ("failed", 0, "554 no thanks", True)
     assert sql("select status::text, attempts from public.procrastinate_jobs") == [("failed", 1)]
 
     assert sql.one("select procjobs.retry(%s)", queue_job(sql, notification))

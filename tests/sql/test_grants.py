@@ -89,7 +89,13 @@ SQL_JOBS = {
         "pg_cron_install", "pg_cron_script", "pg_cron_remove", "pg_cron_removal",
     },
 }  # fmt: skip
-MAY_EXECUTE = {role: functions | SQL_JOBS[role] for role, functions in MAY_EXECUTE.items()}
+MAIL = {
+    "procjobs_producer": {"find_subscription", "unsubscribe", "resubscribe"},
+    "procjobs_worker": set(),
+    "procjobs_reader": {"list_suppressed_addresses"},
+    "procjobs_admin": {"suppress_address", "unsuppress_address"},
+}
+MAY_EXECUTE = {role: functions | SQL_JOBS[role] | MAIL[role] for role, functions in MAY_EXECUTE.items()}
 
 #: (role, relation) -> privileges
 MAY_USE = {
@@ -127,6 +133,8 @@ MAY_USE = {
         for view in ("dead_letter_groups", "retention", "retention_passes", "table_retention", "table_retention_runs")
     },
     ("procjobs_reader", "retry_rules"): {"SELECT"},
+    ("procjobs_reader", "suppressions"): {"SELECT"},
+    ("procjobs_admin", "unsubscriptions"): {"SELECT"},
     **{("procjobs_admin", table): {"SELECT"} for table in ("notification_jobs", "notification_delivery_logs")},
 }
 

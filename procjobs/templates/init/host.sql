@@ -116,7 +116,7 @@ create or replace view procjobs.host_group_recipients as
 select
   null::uuid as group_id,            -- host_groups.id
   null::uuid as recipient_id,        -- host_recipients.id
-  null::timestamptz as muted_until   -- No digest before; infinity: until unmuted; null: not muted.
+  null::timestamptz as muted_until   -- No digest before; infinity: nothing until unmuted; null: not muted.
 where false;
 /* for example:
   select s.channel_id as group_id, s.user_id as recipient_id, s.muted_until

@@ -55,7 +55,7 @@ as $$
       array[format('content is %s, not an object', coalesce(jsonb_typeof(p_content), 'null'))]
     when octet_length(p_content::text) > 262144 then
       array[format('content has %s bytes, at most 262144 are allowed', octet_length(p_content::text))]
-    else '{}'
+    else procjobs.letter_field_problems(p_template, p_content)
   end
 $$;
 comment on function procjobs.letter_problems(text, jsonb, uuid, uuid, text, text) is

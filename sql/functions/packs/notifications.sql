@@ -290,7 +290,8 @@ create or replace function procjobs.begin_delivery(p_notification uuid, p_worker
 returns table (
   status text, reason text, at timestamptz, delivery_id bigint, attempt integer, message_id text,
   delivery_method text, notification_type text, template text, urgency text, content jsonb, recipient_name text, address text,
-  timezone text, group_name text, organization_name text, organization_logo_url text, about jsonb
+  timezone text, group_name text, organization_name text, organization_logo_url text, about jsonb,
+  unsubscribe_token text
 )
 language plpgsql
 security definer
@@ -308,15 +309,15 @@ begin
     status := 'sent';
     reason := 'it was sent already';
   else
-    perform procjobs.require_host('host_recipients', 'host_groups', 'host_updates', 'host_organizations');
+    perform procjobs.require_host(
+      'host_recipients', 'host_groups', 'host_group_recipients', 'host_updates', 'host_organizations');
     select a.name, a.address, a.timezone into recipient_name, address, timezone from procjobs.addressee(v_job) a;
-    status := case when address is not null then 'processing' else 'failed' end;
-    if address is null then
-      reason := 'the recipient is gone or has no e-mail address any more';
-      update procjobs.notification_jobs n
-      set status = 'failed', processed_at = begin_delivery.at, last_error = begin_delivery.reason
-      where n.id = p_notification;
-    end if;
+    select o.status, o.reason into status, reason from procjobs.delivery_obstacle(v_job, address) o;
+    update procjobs.notification_jobs n
+    set status = begin_delivery.status, processed_at = begin_delivery.at, last_error = begin_delivery.reason
+    where n.id = p_notification
+      and begin_delivery.status is not null;
+    status := coalesce(status, 'processing');
   end if;
 
   if status = 'processing' then
@@ -327,6 +328,7 @@ begin
     template := v_job.template;
     urgency := v_job.urgency;
     content := v_job.content;
+    unsubscribe_token := procjobs.sign_subscription(procjobs.subscription_of(v_job));
     select g.name, o.name, o.logo_url, case when u.id is not null then to_jsonb(u) - 'id' - 'group_id' end
     into group_name, organization_name, organization_logo_url, about
     from (select v_job.group_id, v_job.update_id) n
@@ -349,7 +351,8 @@ create or replace function procjobs.finish_delivery(
   p_provider text,
   p_code integer,
   p_reply text,
-  p_error text
+  p_error text,
+  p_stage text default null
 )
 returns boolean
 language plpgsql
@@ -360,8 +363,9 @@ as $$
 declare
   v_now timestamptz := procjobs.clock();
   v_job uuid;
+  v_address text;
 begin
-  select l.job_id into v_job from procjobs.notification_delivery_logs l where l.id = p_delivery;
+  select l.job_id, l.address into v_job, v_address from procjobs.notification_delivery_logs l where l.id = p_delivery;
   perform from procjobs.notification_jobs n where n.id = v_job for update;
   update procjobs.notification_delivery_logs l
   set status = p_status,
@@ -372,6 +376,7 @@ begin
       smtp_reply = left(p_reply, 2000),
       error = left(p_error, 2000)
   where l.id = p_delivery;
+  perform procjobs.note_bounce(v_job, v_address, p_stage, p_code, p_reply);
 
   -- A message that left has left, whoever says so and however late. Any other news counts from the latest try only.
   update procjobs.notification_jobs n
@@ -392,9 +397,9 @@ begin
   return found;
 end
 $$;
-comment on function procjobs.finish_delivery(bigint, text, integer, text, integer, text, text) is
-  'Second half of a try: completes its row of the delivery log and moves the notification on. Returns false when it '
-    'had been overtaken. '
+comment on function procjobs.finish_delivery(bigint, text, integer, text, integer, text, text, text) is
+  'Second half of a try: completes its row of the delivery log and moves the notification on; p_stage is the command of SMTP that '
+    'the reply is to: an address that bounced at rcpt is suppressed. Returns false when it had been overtaken. '
   'Definer: the worker role has no rights on tables.';
 
 create or replace function procjobs.follow_notification_job()

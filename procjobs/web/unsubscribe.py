@@ -1,0 +1,78 @@
+"""Unsubscribing: where the links in mails lead. Open to everybody who has a link; the token in it is all that counts.
+
+GET shows what would stop and changes nothing, since mail scanners fetch links. POST does it: from the button, or from a
+mail program's own one (RFC 8058), which sends no cookie and no origin, and follows no redirect.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from procjobs.errors import DatabaseUnavailable
+from procjobs.letters import Brand
+from procjobs.web.guard import FORM_POLICY
+from procjobs.web.pages import render
+
+__all__ = ["ask", "brand_css", "resubscribe", "unsubscribe"]
+
+#: What SQL would look at at all.
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,1000}")
+_HEADERS = {"content-security-policy": FORM_POLICY, "x-robots-tag": "noindex"}
+
+
+async def ask(request: Request) -> Response:
+    """What would stop."""
+    return await _answer(request, "find_subscription", "ask")
+
+
+async def unsubscribe(request: Request) -> Response:
+    """It has stopped."""
+    return await _answer(request, "unsubscribe", "stopped")
+
+
+async def resubscribe(request: Request) -> Response:
+    """It goes on."""
+    return await _answer(request, "resubscribe", "resumed")
+
+
+async def brand_css(request: Request) -> Response:
+    """The brand's colours, for style sheets."""
+    brand: Brand = request.app.state.brand
+    sheet = (
+        f":root {{ --brand: {brand.color}; --brand-ink: {brand.ink}; --brand-link: {brand.link}; }}\n"
+        f"@media (prefers-color-scheme: dark) {{ :root {{ --brand-link: {brand.dark_link}; }} }}\n"
+    )
+    return Response(sheet, media_type="text/css", headers={"cache-control": "public, max-age=3600"})
+
+
+async def _answer(request: Request, function: str, state: str) -> Response:
+    found: dict[str, Any] | None = None
+    code, token = 200, request.path_params["token"]
+    try:
+        if _TOKEN.fullmatch(token):
+            rows = await request.app.state.db.rows(function, token=token)
+            found = rows[0] if rows else None
+    except DatabaseUnavailable:
+        state, code = "later", 503
+    else:
+        if found is None:
+            state, code = "unknown", 404
+        elif state == "ask" and not found["subscribed"]:
+            state = "stopped"
+        elif state == "resumed" and not found["subscribed"]:
+            state = "gone"
+    answer = render(
+        request,
+        "unsubscribe.html",
+        code=code,
+        state=state,
+        found=found,
+        token=token,
+        brand=request.app.state.brand,
+    )
+    answer.headers.update(_HEADERS | ({"retry-after": "60"} if code == 503 else {}))
+    return answer
