@@ -22,7 +22,8 @@ DROP = "drop"
 class MailServer:
     """`async with MailServer() as server`: listens on 127.0.0.1:server.port and keeps what it takes in `server.raw`.
 
-    replies: for each of CONNECT, MAIL, RCPT, DATA the replies still to be given before the usual one; HANG and DROP are allowed.
+    replies: for each of MAIL, RCPT, DATA the replies still to be given before the usual one; HANG and DROP are allowed.
+             Those for CONNECT are given in place of a greeting.
     login:   user and password that the server asks for.
     """
 

@@ -12,9 +12,7 @@ from tests.test_cli import Shell, bare, elsewhere, shell
 __all__ = ["bare", "elsewhere", "shell"]
 
 
-def test_the_command_lists_and_shows_templates(
-    bare: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_command_lists_and_shows_templates(bare: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PROCJOBS_BRAND_NAME", "Harbour Lane")
     assert [row["template"] for row in bare.json("mail", "preview")] == templates()
     assert "welcome" in bare("mail", "preview")

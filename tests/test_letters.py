@@ -389,7 +389,11 @@ def test_amounts_numbers_and_days() -> None:
     with pytest.raises(ValueError, match="is not an amount"):
         money("much", "EUR")
     assert (figure(12480), figure("a\nb"), figure(1.5), figure(True)) == ("12,480", "a b", "1.5", "True")
-    assert (day("2026-12-01"), day("2026-12-01T10:00:00Z"), day("some\nday")) == ("1 Dec 2026", "1 Dec 2026", "some day")
+    assert (day("2026-12-01"), day("2026-12-01T10:00:00Z"), day("some\nday")) == (
+        "1 Dec 2026",
+        "1 Dec 2026",
+        "some day",
+    )
 
 
 def test_the_samples_are_what_sql_would_take(sql: Any) -> None:

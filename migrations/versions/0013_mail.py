@@ -1,4 +1,4 @@
-"""Mail: addresses that bounced, subscriptions that were ended, and the secret that unsubscribe links are signed with."""
+"""Mail: addresses that bounced, subscriptions that were ended, the secret of unsubscribe links."""
 
 from procjobs.migrate import apply
 

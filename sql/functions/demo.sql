@@ -290,10 +290,11 @@ begin
     '{"subject": "Book the boathouse",
       "body": "You asked to be reminded: the boathouse for the launch party is only held until the end of the '
         'week.\n\nhttps://harbourlane.example/events/party"}', 15);
+  perform procjobs.suppress_address('astrid@family.example', 'moved away, said Maya');
 end
 $$;
 comment on function procjobs.seed_demo_notifications() is
-  'Mail for the demo''s people: three at once, of different urgency, and one in a quarter of an hour.';
+  'Mail for the demo''s people: three at once, of different urgency, and one in a quarter of an hour; an address that gets none.';
 
 create or replace function procjobs.seed_demo()
 returns table (recipient_id uuid, group_id uuid, organization_id uuid, user_id uuid, admin_id uuid)

@@ -39,7 +39,9 @@ async def facts(db: Database, sql: Any) -> demo.DemoFacts:
 
 def write(sql: Any, address: str = "Nina@Example.org") -> UUID:
     found: UUID = sql.one(
-        "select procjobs.enqueue_letter('notification', %s::jsonb, address => %s, urgency => 'urgent')", CONTENT, address
+        "select procjobs.enqueue_letter('notification', %s::jsonb, address => %s, urgency => 'urgent')",
+        CONTENT,
+        address,
     )
     return found
 
@@ -51,7 +53,8 @@ def state(sql: Any, notification: UUID) -> tuple[Any, ...]:
 
 def tries(sql: Any, notification: UUID) -> list[tuple[Any, ...]]:
     found: list[tuple[Any, ...]] = sql(
-        "select status, smtp_code, message_id from procjobs.notification_delivery_logs where job_id = %s order by attempt",
+        "select status, smtp_code, message_id from procjobs.notification_delivery_logs "
+        "where job_id = %s order by attempt",
         notification,
     )
     return found
@@ -193,3 +196,23 @@ def test_a_letter_without_what_it_needs_is_refused_at_once(sql: Any, facts: Any)
         sql("select procjobs.enqueue_letter('invoice', '{\"total\": 5, \"lines\": []}', address => 'a@b.example')")
     detail = str(refused.value.diag.message_detail)
     assert "content.number is missing" in detail and "content.total is number, not a string" in detail
+
+
+@pytest.mark.parametrize("character", ["\r\n", "\n", "\r", "\u2028", "\x0b", "\x85"])
+async def test_line_breaks_in_what_the_application_says_of_somebody_make_no_header(
+    db: Database, sql: Any, facts: demo.DemoFacts, server: MailServer, post: Mailer, character: str
+) -> None:
+    bad = f"x{character}Bcc: y@z.example"
+    letter = "select procjobs.enqueue_notification_job(%s, %s, content => %s::jsonb)"
+    sql("update procjobs_demo.recipients set name = %s where id = %s", bad, facts.recipient_id)
+    sql("update procjobs_demo.groups set name = %s", bad)
+    sql("update procjobs_demo.organizations set name = %s", bad)
+    one = sql.one(letter, facts.recipient_id, facts.group_id, CONTENT)
+    assert isinstance(await deliver(db, post, Brand(), one, worker="w1"), Sent)
+    assert server.messages[0]["Bcc"] is None and server.recipients == [["ingrid@family.example"]]
+    assert server.messages[0]["To"].addresses[0].display_name == "x Bcc: y@z.example"
+
+    two = sql.one(letter, facts.recipient_id, facts.group_id, CONTENT)
+    sql("update procjobs_demo.recipients set email = %s where id = %s", f"a@b.example{character}z", facts.recipient_id)
+    refused = await deliver(db, post, Brand(), two, worker="w1")
+    assert isinstance(refused, Refused) and refused.code is None and len(server.raw) == 1

@@ -1,4 +1,4 @@
-"""The pages that unsubscribe links lead to: for people without an account, without JavaScript, and for mail programs."""
+"""Pages that unsubscribe links lead to: for people without an account, without JavaScript, and for mail programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from tests.web.test_pages import CANARY, Elements
 @pytest.fixture
 def client(dsn: str) -> Iterator[TestClient]:
     """From anywhere, without a token."""
-    settings = Settings(host="0.0.0.0", admin_token="t" * 43, brand_color="#0a7d55", base_url="https://jobs.example.com")
+    settings = Settings(
+        host="0.0.0.0", admin_token="t" * 43, brand_color="#0a7d55", base_url="https://jobs.example.com"
+    )
     with TestClient(create_app(settings, dsn), base_url="https://jobs.example.com") as opened:
         yield opened
 
@@ -26,7 +28,8 @@ def client(dsn: str) -> Iterator[TestClient]:
 def token(sql: Any) -> str:
     sql("select procjobs.seed_demo()")
     found: str = sql.one(
-        "select procjobs.sign_subscription(format('group %s %s', procjobs.demo_id('family'), procjobs.demo_id('ingrid')))"
+        "select procjobs.sign_subscription("
+        "format('group %s %s', procjobs.demo_id('family'), procjobs.demo_id('ingrid')))"
     )
     return found
 
@@ -87,7 +90,11 @@ def test_without_a_token_of_ours_nothing_can_be_done(client: TestClient, sql: An
 
 
 def test_the_pages_are_closed_to_everything_but_their_form(client: TestClient, token: str) -> None:
-    for answer in (client.get(f"/unsubscribe/{token}"), client.post(f"/unsubscribe/{token}"), client.get("/unsubscribe/x")):
+    for answer in (
+        client.get(f"/unsubscribe/{token}"),
+        client.post(f"/unsubscribe/{token}"),
+        client.get("/unsubscribe/x"),
+    ):
         assert answer.headers["content-security-policy"] == FORM_POLICY
         assert answer.headers["cache-control"] == "no-store"
         assert answer.headers["referrer-policy"] == "no-referrer"

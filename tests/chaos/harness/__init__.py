@@ -27,7 +27,8 @@ tests/chaos/test_mutations.py, of schedules in tests/chaos/test_schedulers.py. A
     33, 34  test_scale.py; plan by plan: engine/test_plans.py
     35      test_payloads.py; sql/test_arguments.py, engine/test_arguments.py, engine/test_upstream_faults.py (06)
     36      test_notify.py
+    37      packs/test_suppression.py
     39, 40  test_purge.py; engine/test_upkeep.py, sql/test_control.py
 
-37 (mail), 38 (calendars), 41 (steps) and 42 (invitations) belong to those features.
+38 (calendars), 41 (steps) and 42 (invitations) belong to those features.
 """
