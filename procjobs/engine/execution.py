@@ -23,7 +23,7 @@ from procjobs.engine.endings import describe
 from procjobs.engine.processes import ProcessDied, Processes, RemoteError
 from procjobs.engine.progress import REPORT, Reporter
 from procjobs.engine.results import encode_result, strict_dumps
-from procjobs.engine.retry import Retry, Verdict
+from procjobs.engine.retry import Retry, Verdict, not_before
 from procjobs.engine.sql_jobs import SqlJobs
 from procjobs.engine.threads import Threads
 from procjobs.errors import JobTimeout
@@ -211,7 +211,7 @@ class Executor:
         if isinstance(error, RemoteError):
             error = error.original()
         if isinstance(strategy, Retry):
-            return {} if strategy.applies_to(error) else {"retry": "never"}
+            return not_before(error) if strategy.applies_to(error) else {"retry": "never"}
         try:
             decided = plan.task.get_retry_exception(error, job.as_job(self._read(job), self._worker.worker_id))
         except Exception as broken:

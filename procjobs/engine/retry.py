@@ -13,7 +13,11 @@ from typing import Any
 from procrastinate.jobs import Job
 from procrastinate.retry import BaseRetryStrategy, RetryDecision
 
-__all__ = ["Cancel", "Discard", "Retry", "Settled", "Snooze", "Verdict", "seconds_of"]
+__all__ = ["Cancel", "Discard", "Retry", "Settled", "Snooze", "Verdict", "not_before", "seconds_of"]
+
+
+#: Seconds: what asks for more does not mean it.
+_LONGEST = 31 * 86_400.0
 
 
 def seconds_of(value: float | timedelta) -> float:
@@ -31,6 +35,8 @@ class Retry(BaseRetryStrategy):
     jitter:       draw each wait evenly between nothing and the computed one ("full jitter", Brooker,
                   "Exponential Backoff And Jitter", AWS Architecture Blog 2015); off gives exact waits.
     on:           retry only after these exceptions; others end the job at once.
+
+    An exception with a number `retry_after` (seconds) is not retried before that, however short the wait would be.
 
     Retry(max_attempts=4, base=60, jitter=False) waits 60, 120 and 240 s. Raises ValueError for values out of range.
     """
@@ -66,6 +72,16 @@ class Retry(BaseRetryStrategy):
             return None
         wait = min(self.cap_seconds, self.base_seconds * 2 ** (runs - 1))
         return RetryDecision(retry_in={"seconds": wait})
+
+
+def not_before(error: BaseException) -> dict[str, Any]:
+    """The keys of a settlement that say how long whoever failed asked to wait; none for most errors."""
+    seconds = getattr(error, "retry_after", None)
+    if isinstance(seconds, timedelta):
+        seconds = seconds.total_seconds()
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= _LONGEST:
+        return {}
+    return {"not_before": float(seconds)}
 
 
 class Verdict:

@@ -170,6 +170,8 @@ begin
       coalesce(v_policy.backoff_cap, interval '1 hour'),
       coalesce(v_policy.backoff_jitter, true)
     );
+    -- Whoever failed may have asked for more patience (Retry-After).
+    v_at := greatest(v_at, procjobs.clock() + make_interval(secs => (p_result ->> 'not_before')::double precision));
   end if;
 
   if v_at is not null and not procjobs.requeue_job(p_job, v_at, v_runs, p_job.pj_crashes, p_result) then
