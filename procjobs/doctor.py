@@ -1,4 +1,4 @@
-"""Looking for what is wrong, from the outside in: server, schema, host bindings, workers, queues, mail."""
+"""Looking for what is wrong, from the outside in: server, schema, host bindings, workers, queues, mail, channels."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from procjobs import migrate as migrations
 from procjobs import pg_cron, watch
+from procjobs.channels import METHODS, Channels, channel_state
 from procjobs.db import Calls, Connection, Link, Target, Transaction, connect
 from procjobs.errors import ProcjobsError
 from procjobs.settings import Settings
@@ -57,7 +58,8 @@ async def examine(settings: Settings, dsn: str, *, mailbox: str | None = None) -
         found.append(await _hearing(connection, settings.listen_dsn or dsn))
     finally:
         await connection.close()
-    return [*found, await _mail(settings) if mailbox is None else Finding("mail", "ok", f"all mail goes to {mailbox}")]
+    found.append(await _mail(settings) if mailbox is None else Finding("mail", "ok", f"all mail goes to {mailbox}"))
+    return [*found, *_channels(settings)]
 
 
 def _server(connection: Connection) -> Finding:
@@ -184,6 +186,23 @@ async def _mail(settings: Settings) -> Finding:
     if answered is None:
         return Finding("mail", "ok", f"the mail server {mailer.server} answers")
     return Finding("mail", "wrong", f"the mail server {mailer.server}: {answered}", "check the smtp_ settings")
+
+
+def _channels(settings: Settings) -> list[Finding]:
+    """What other channels than mail lack: settings, packages, or nothing."""
+    channels = Channels(settings)
+    found, ready, off = [], [], []
+    for state in (channel_state(settings, method) for method in METHODS):
+        if state.state == "half":
+            found.append(Finding("channels", "wrong", f"{state.method} is set up by halves", state.mend))
+        elif state.state == "off":
+            off.append(state.method)
+        elif sentence := channels.missing(state.method):
+            found.append(Finding("channels", "wrong", *sentence.split(": ", 1)))
+        else:
+            ready.append(state.method)
+    told = f"set up: {', '.join(ready) or 'none'}"
+    return [*found, Finding("channels", "ok", f"{told}; not: {', '.join(off)}" if off else told)]
 
 
 def _first_line(error: ProcjobsError) -> str:

@@ -46,18 +46,31 @@ _UNFOLDED = frozenset({"list-unsubscribe", "message-id", "in-reply-to", "referen
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """The server took the message; `reply` are its words, often with its queue id."""
+    """The server took the message; `reply` are its words, often with its queue id.
 
-    code: int
+    code:        the reply's, of SMTP or HTTP; None where there is none.
+    provider_id: the provider's own id of the message.
+    """
+
+    code: int | None
     reply: str
+    provider_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Deferred:
-    """Not now: a 4xx reply, or (code None) no conversation at all. Worth trying again."""
+    """Not now: a 4xx reply, or (code None) no conversation at all. Worth trying again.
+
+    provider_code: the provider's own name or number of the error.
+    retry_after:   seconds that the provider asked to wait.
+    limited:       it was too much at a time: nobody looked at the message.
+    """
 
     code: int | None
     reply: str
+    provider_code: str | None = None
+    retry_after: float | None = None
+    limited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +82,7 @@ class Refused:
 
     code: int | None
     reply: str
+    provider_code: str | None = None
     stage: str | None = field(default=None, compare=False)
 
 

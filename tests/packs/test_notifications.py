@@ -156,8 +156,7 @@ def refused(enqueue: Any, **changes: Any) -> psycopg.Error:
         ({"urgency": "high"}, "urgency 'high' is none of urgent, normal, low"),
         ({"urgency": None}, "urgency null is none of"),
         ({"delivery_method": None}, "delivery_method null has no sender"),
-        ({"delivery_method": "sms"}, "delivery_method 'sms' has no sender"),
-        ({"delivery_method": "webhook"}, "delivery_method 'webhook' has no sender"),
+        ({"delivery_method": "SMS"}, "delivery_method 'SMS' has no sender"),
         ({"delivery_method": "pigeon"}, "delivery_method 'pigeon' has no sender"),
         ({"delay_minutes": -1}, "delay_minutes -1 is not 0 or more"),
         ({"delay_minutes": None}, "delay_minutes null is not 0 or more"),
@@ -188,12 +187,14 @@ def test_what_cannot_be_delivered_is_refused_where_it_is_asked_for(
     error = refused(enqueue, **changes)
     assert error.sqlstate == "PJ023"
     assert problem in (error.diag.message_detail or "")
-    assert "Delivery methods with a sender: email." in (error.diag.message_hint or "")
+    assert "Delivery methods with a sender: email, sms, whatsapp, slack, webhook, apprise." in (
+        error.diag.message_hint or ""
+    )
     assert sql("select id from procjobs.notification_jobs") == []
 
 
 def test_every_problem_is_named_at_once(enqueue: Any) -> None:
-    error = refused(enqueue, urgency="high", delivery_method="sms", delay_minutes=-5, content='{"subject": 1}')
+    error = refused(enqueue, urgency="high", delivery_method="fax", delay_minutes=-5, content='{"subject": 1}')
     assert len((error.diag.message_detail or "").splitlines()) == 5
 
 

@@ -163,7 +163,7 @@ begin
       where p.id = p_job.person_id;
   else
     return query
-      select r.name, nullif(btrim(r.email), ''), coalesce(r.timezone, 'UTC')
+      select r.name, procjobs.recipient_address(p_job.delivery_method, to_jsonb(r), p_job.content), coalesce(r.timezone, 'UTC')
       from procjobs.host_recipients r
       where r.id = p_job.recipient_id;
   end if;

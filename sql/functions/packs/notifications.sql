@@ -11,10 +11,11 @@ immutable
 parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-  select array['email']
+  select array['email', 'sms', 'whatsapp', 'slack', 'webhook', 'apprise']
 $$;
 comment on function procjobs.delivery_methods() is
-  'Delivery methods for which there is a sender. Each further one is added here together with its sender.';
+  'Delivery methods for which there is a sender, in procjobs.mail and procjobs.channels. Each further one is added here '
+  'together with its sender.';
 
 create or replace function procjobs.content_problems(p_content jsonb, p_about_update boolean)
 returns text[]
@@ -92,6 +93,10 @@ begin
     v_problems := v_problems || format('delay_minutes %s is not 0 or more', coalesce(p_delay::text, 'null'));
   end if;
   v_problems := v_problems || procjobs.content_problems(p_content, p_about_update);
+  if p_method = 'apprise' then
+    v_problems := v_problems || array_remove(
+      array[procjobs.address_problem('apprise', procjobs.recipient_address('apprise', '{}', p_content))], null);
+  end if;
 
   if cardinality(v_problems) > 0 then
     raise exception 'the notification cannot be delivered: %', v_problems[1]
@@ -114,19 +119,21 @@ stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_email text;
+  v_recipient jsonb;
+  v_problem text;
 begin
-  select r.email into v_email from procjobs.host_recipients r where r.id = p_recipient;
+  select to_jsonb(r) into v_recipient from procjobs.host_recipients r where r.id = p_recipient;
   if not found then
     raise exception 'unknown recipient %', coalesce(p_recipient::text, 'null')
       using errcode = 'PJ020',
             detail = 'no such row in procjobs.host_recipients',
             hint = 'select id, name from procjobs.host_recipients lists whom notifications can go to.';
   end if;
-  if p_method = 'email' and coalesce(btrim(v_email), '') = '' then
-    raise exception 'recipient % has no e-mail address', p_recipient
+  v_problem := procjobs.address_problem(p_method, procjobs.recipient_address(p_method, v_recipient, '{}'));
+  if v_problem is not null and p_method <> 'apprise' then
+    raise exception 'recipient % %', p_recipient, v_problem
       using errcode = 'PJ023',
-            detail = 'host_recipients.email is empty',
+            detail = procjobs.address_source(p_method),
             hint = 'Give the recipient an address in the application.';
   end if;
 
@@ -265,10 +272,13 @@ begin
     coalesce(max(t.attempt), 0) + 1,
     'sending',
     p_job.delivery_method,
-    p_address,
+    procjobs.shown_address(p_job.delivery_method, p_address),
     p_worker,
     procjobs.clock(),
-    coalesce(p_job.message_id, format('<%s@%s>', p_job.id, p_domain))
+    coalesce(p_job.message_id, case
+      when p_job.delivery_method = 'email' then format('<%s@%s>', p_job.id, p_domain)
+      else p_job.id::text
+    end)
   from procjobs.notification_delivery_logs t
   where t.job_id = p_job.id
   returning l.* into v_delivery;
@@ -291,7 +301,7 @@ returns table (
   status text, reason text, at timestamptz, delivery_id bigint, attempt integer, message_id text,
   delivery_method text, notification_type text, template text, urgency text, content jsonb, recipient_name text, address text,
   timezone text, group_name text, organization_name text, organization_logo_url text, about jsonb,
-  unsubscribe_token text
+  unsubscribe_token text, request jsonb, patient boolean
 )
 language plpgsql
 security definer
@@ -329,6 +339,8 @@ begin
     urgency := v_job.urgency;
     content := v_job.content;
     unsubscribe_token := procjobs.sign_subscription(procjobs.subscription_of(v_job));
+    request := procjobs.notification_request(v_job);
+    patient := at < v_job.scheduled_for + interval '1 day';
     select g.name, o.name, o.logo_url, case when u.id is not null then to_jsonb(u) - 'id' - 'group_id' end
     into group_name, organization_name, organization_logo_url, about
     from (select v_job.group_id, v_job.update_id) n
@@ -341,9 +353,11 @@ end
 $$;
 comment on function procjobs.begin_delivery(uuid, text, text) is
   'First half of a try: locks the notification, writes the try into the delivery log, returns what is to be sent. '
-    'Where nothing is to be sent, '
+    'request: what a webhook says of it beside the content; patient: whether to wait for a provider''s rate limit spends no '
+    'attempt, for a day. Where nothing is to be sent, '
   'status is not processing and reason says why. Definer: the worker role has no rights on tables.';
 
+drop function if exists procjobs.finish_delivery(bigint, text, integer, text, integer, text, text);
 create or replace function procjobs.finish_delivery(
   p_delivery bigint,
   p_status text,
@@ -352,7 +366,10 @@ create or replace function procjobs.finish_delivery(
   p_code integer,
   p_reply text,
   p_error text,
-  p_stage text default null
+  p_stage text default null,
+  p_provider_id text default null,
+  p_provider_code text default null,
+  p_retry_after double precision default null
 )
 returns boolean
 language plpgsql
@@ -372,8 +389,12 @@ begin
       finished_at = v_now,
       took_ms = p_took_ms,
       provider = p_provider,
-      smtp_code = p_code,
-      smtp_reply = left(p_reply, 2000),
+      smtp_code = case when l.delivery_method = 'email' then p_code end,
+      smtp_reply = case when l.delivery_method = 'email' then left(p_reply, 2000) end,
+      http_status = case when l.delivery_method <> 'email' then p_code end,
+      provider_id = left(p_provider_id, 500),
+      provider_code = left(p_provider_code, 100),
+      retry_after = v_now + make_interval(secs => p_retry_after),
       error = left(p_error, 2000)
   where l.id = p_delivery;
   perform procjobs.note_bounce(v_job, v_address, p_stage, p_code, p_reply);
@@ -397,7 +418,7 @@ begin
   return found;
 end
 $$;
-comment on function procjobs.finish_delivery(bigint, text, integer, text, integer, text, text, text) is
+comment on function procjobs.finish_delivery(bigint, text, integer, text, integer, text, text, text, text, text, double precision) is
   'Second half of a try: completes its row of the delivery log and moves the notification on; p_stage is the command of SMTP that '
     'the reply is to: an address that bounced at rcpt is suppressed. Returns false when it had been overtaken. '
   'Definer: the worker role has no rights on tables.';

@@ -255,10 +255,11 @@ set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
+  v_problem text := procjobs.address_problem(p_job.delivery_method, p_address);
   v_suppression text := case when p_job.delivery_method = 'email' then procjobs.suppression_of(p_address) end;
 begin
-  if p_address is null then
-    return query select 'failed'::text, 'the recipient is gone or has no e-mail address any more'::text;
+  if v_problem is not null then
+    return query select 'failed'::text, format('the recipient is gone or %s any more', v_problem);
   elsif v_suppression is not null then
     return query select 'failed'::text, v_suppression;
   elsif procjobs.is_unsubscribed(procjobs.subscription_of(p_job)) then
