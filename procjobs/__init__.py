@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from procjobs.engine.retry import Cancel, Discard, Retry, Snooze
     from procjobs.engine.unique import JobId, Unique
     from procjobs.engine.worker import ShutdownIncomplete, Worker
-    from procjobs.errors import JobCancelled, JobFailed, JobNotOver, JobTimeout
+    from procjobs.errors import DependencyFailed, JobCancelled, JobFailed, JobNotOver, JobTimeout
 
 __version__ = "0.1.0"
 
@@ -23,6 +23,7 @@ __all__ = [
     "App",
     "Blueprint",
     "Cancel",
+    "DependencyFailed",
     "Discard",
     "JobCancelled",
     "JobFailed",
@@ -50,6 +51,7 @@ _HOMES = {
     "JobCancelled": "procjobs.errors",
     "JobFailed": "procjobs.errors",
     "JobNotOver": "procjobs.errors",
+    "DependencyFailed": "procjobs.errors",
     "JobTimeout": "procjobs.errors",
     "JobId": "procjobs.engine.unique",
     "Outcome": "procjobs.engine.results",

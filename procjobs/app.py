@@ -19,6 +19,7 @@ from procjobs.db import Database, Target
 from procjobs.engine.batches import Batch, Callback, open_batch
 from procjobs.engine.connector import quicken
 from procjobs.engine.enqueue import DeferredTask, Deferrer, Enqueuer, adopt, own_options, quietly
+from procjobs.engine.outside import Effect, begin_effect, report_outcome, through_breaker
 from procjobs.engine.periodic import Cron
 from procjobs.engine.results import Outcome, Results
 from procjobs.engine.retry import seconds_of
@@ -269,6 +270,32 @@ class App(Blueprint, procrastinate.App):
         """
         callbacks = {"on_finish": on_finish, "on_success": on_success, "on_discard": on_discard}
         return open_batch(self._enqueuer, name, callbacks)
+
+    def dependency(self, breaker: str) -> contextlib.AbstractAsyncContextManager[None]:
+        """What the block does goes through a breaker: its success and its failures count.
+
+            async with app.dependency("crm"):
+                await crm.update(customer)
+
+        OSError, TimeoutError and procjobs.DependencyFailed are failures; other exceptions say nothing of it. Which
+        jobs wait while it is open is told once, with procjobs.set_breaker; here the job runs already.
+        """
+        return through_breaker(self.database, breaker)
+
+    async def report_outcome(self, breaker: str, ok: bool, error: str | None = None) -> str | None:
+        """Tell a breaker how a use of its dependency ended; its state after that, None if there is no such breaker."""
+        return await report_outcome(self.database, breaker, ok, error)
+
+    def effect(self, key: str) -> contextlib.AbstractAsyncContextManager[Effect]:
+        """Do something outside that must not be done twice: written down before and after.
+
+            async with app.effect(f"charge:{order}") as effect:
+                if effect.state == "do":
+                    await effect.done(await charge(order))
+
+        After a crash in between, the next try finds "unknown", never "do".
+        """
+        return begin_effect(self.database, key)
 
     @property
     def _enqueuer(self) -> Enqueuer:

@@ -51,6 +51,7 @@ __all__ = [
     "ArgumentsTooLarge",
     "DatabaseError",
     "DatabaseUnavailable",
+    "DependencyFailed",
     "DuplicateWaitingJob",
     "HostBindingMissing",
     "InvalidArguments",
@@ -109,6 +110,10 @@ class ServerError(ProcjobsError):
 
 class JobTimeout(ProcjobsError):
     """A run took longer than its timeout; `Retry(on=(JobTimeout, ...))` may name it."""
+
+
+class DependencyFailed(ProcjobsError):
+    """What a task needs outside does not work; within `app.dependency(name)` the breaker of that name is told."""
 
 
 class JobFailed(ProcjobsError):

@@ -36,7 +36,20 @@ FIELDS = (
     "count",
     "child",
     "exit_code",
+    # notification_metrics
+    "seconds",
+    "sent",
+    "deferred",
+    "refused",
+    "unknown",
+    "waiting",
+    "p50_ms",
+    "p95_ms",
+    "methods",
+    "breakers",
 )
+#: These may be objects: figures and states by name.
+_OBJECTS = ("methods", "breakers")
 
 #: How the fields of Procrastinate's own `job` extra are called here.
 _JOB_FIELDS = {"id": "job_id", "task_name": "task", "queue": "queue", "attempts": "attempt"}
@@ -85,7 +98,7 @@ def fields(record: logging.LogRecord) -> dict[str, Any]:
             value = value.get("name")
         if isinstance(value, datetime):
             value = value.isoformat()
-        if isinstance(value, _SCALARS):
+        if isinstance(value, _SCALARS) or (name in _OBJECTS and isinstance(value, dict)):
             found[name] = value
     return found
 

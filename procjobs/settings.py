@@ -214,6 +214,10 @@ class Settings:
         "archive", _one_of("archive", "keep", "delete"), "Where finished jobs go"
     )
 
+    notification_metrics_interval: float = _setting(
+        60.0, _seconds(0.1, 86400), "Time between the lines of figures of a worker that runs notifications"
+    )
+
     environment: str | None = _setting(None, _word, "Which [environments.NAME.schedules] of procjobs.toml hold")
     cron_timezone: str | None = _setting(None, _text, "Time zone of schedules that name none")
     enable_email_queue_job: bool | None = _setting(None, _switch, "Whether schedules of the group email_queue fire")

@@ -89,12 +89,14 @@ begin
       defer_periodic, last_periodic, due_periodic, tick, tick_schedules, declare_schedules, apply_environment, register_scheduler,
       begin_delivery, finish_delivery,
       report_progress, job_result, job_outcome, await_job, progress,
+      report_outcome, begin_effect, end_effect, void_effect, notification_metrics,
       open_sql_job, close_sql_job, stop_sessions, sessions_to_stop, note_stop,
       run_sql_jobs, call_sql_procedure, open_session, close_session, leave_session, next_sql_job, end_sql_job, sql_problem, stopwatch,
       keep_time, hear_pg_cron, lost_sessions, note_last_words
     }'),
     ('procjobs_reader', '{
       doctor, doctor_server, doctor_pg_cron, doctor_horizon, doctor_logins, doctor_tables, doctor_fleet, explain_claim, claim_plans, say_span,
+      list_breakers, breaker_limit,
       list_limits, list_batches, list_tasks, why_not_running, job_timeline, list_jobs, count_jobs, job_report, list_queues, list_workers, job_status,
       may_see_arguments, late_note, say_time, raise_job_not_found, clock, may_set_clock, time_set,
       list_table_policies, list_table_runs, policy_fault, find_table, time_column, assigned_values,
@@ -104,6 +106,7 @@ begin
     }'),
     ('procjobs_admin', '{
       register_sql_task, put_sql_task, find_routine, drop_sql_task, pg_cron_install, pg_cron_script, pg_cron_remove, pg_cron_removal,
+      set_breaker, drop_breaker, open_breaker, close_breaker, resolve_delivery, set_delivery_policy, resolve_effect, set_failed_alert, list_unresolved, after_unknown,
       set_limit, drop_limit, set_queue, set_task, reset_task, pause_task, resume_task, edit_job, cancel_jobs, retry_jobs, discard_jobs,
       set_table_policy, drop_table_policy, store_table_policy, policy_rights, policy_warnings, check_policy_parses, check_may_become, may_become, policy_in_words,
       set_retry_rule, drop_retry_rule,
@@ -137,10 +140,10 @@ begin
 
   for v_role, v_names in values
     ('procjobs_producer', '{tasks}'),
-    ('procjobs_reader', '{limit_use, task_policies, bulk_log, jobs, all_jobs, batches, dead_letters, dead_letter_groups, retention, retention_passes, table_retention, table_retention_runs, retry_rules, attempts, actions, queues, workers, tasks, schedule_list, schedule_history, schedule_stats, schedule_group_list, schedulers, alerts}'),
+    ('procjobs_reader', '{breaker_list, limit_use, task_policies, bulk_log, jobs, all_jobs, batches, dead_letters, dead_letter_groups, retention, retention_passes, table_retention, table_retention_runs, retry_rules, attempts, actions, queues, workers, tasks, schedule_list, schedule_history, schedule_stats, schedule_group_list, schedulers, alerts}'),
     ('procjobs_reader', '{suppressions}'),
     ('procjobs_admin', '{unsubscriptions}'),
-    ('procjobs_admin', '{notification_jobs, notification_delivery_logs}')
+    ('procjobs_admin', '{notification_jobs, notification_delivery_logs, unresolved_deliveries, delivery_policies, effects}')
   loop
     continue when to_regrole(v_role) is null;
     for v_object in

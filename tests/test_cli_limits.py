@@ -26,6 +26,9 @@ def said(answer: Any) -> str:
 
 
 def test_a_limit_is_set_seen_changed_and_dropped(run: Any) -> None:
+    (given,) = json.loads(said(run("limits", "list", "--json")))
+    assert (given["name"], given["max_running"], given["rate"]) == ("notifications", 5, 50)
+    assert "is gone" in said(run("limits", "drop", "notifications"))
     assert "No limit" in said(run("limits"))
     said(run("limits", "set", "smtp", "--queue", "mail", "--rate", "50", "--per", "1s"))
     said(run("limits", "set", "smtp", "--queue", "mail", "--rate", "40", "--per", "2s"))

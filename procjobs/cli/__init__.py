@@ -12,7 +12,21 @@ from collections.abc import Sequence
 import click
 
 from procjobs import __version__
-from procjobs.cli import dead, jobs, limits, mail, pg_cron, queues, retention, schedules, services, setup, tasks, tools
+from procjobs.cli import (
+    breakers,
+    dead,
+    jobs,
+    limits,
+    mail,
+    pg_cron,
+    queues,
+    retention,
+    schedules,
+    services,
+    setup,
+    tasks,
+    tools,
+)
 
 __all__ = ["cli", "main"]
 
@@ -33,6 +47,8 @@ class Sections(click.Group):
                 queues.workers,
                 limits.limits,
                 limits.batches,
+                breakers.breakers,
+                breakers.deliveries,
                 dead.dead,
                 retention.retention,
                 mail.mail,

@@ -8,12 +8,13 @@ claim loop is supervised: it fails, waits with jitter and starts again.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import random
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -171,6 +172,10 @@ class Worker(UpstreamWorker):
         }
         if self.listen_notify:
             named["listen"] = self._listen
+        for name, task in self.app.tasks.items():
+            beside: Callable[[App, str | None], Awaitable[None]] | None = getattr(task, "beside", None)
+            if beside is not None and (self.queues is None or task.queue in self.queues):
+                named[f"beside {name}"] = functools.partial(beside, self.app, self.worker_name)
         return named
 
     async def _enter(self) -> None:

@@ -6,12 +6,13 @@ Mail goes through procjobs.mail, every other delivery method through procjobs.ch
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import socket
 import time
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, assert_never
 from uuid import UUID
 
@@ -38,6 +39,7 @@ __all__ = [
     "preview",
 ]
 
+logger = logging.getLogger("procjobs.notifications")
 blueprint = Blueprint()
 
 #: Seconds to wait for a provider that said "too much" and not for how long.
@@ -117,9 +119,13 @@ async def send_notification(context: JobContext, notification_id: str) -> Discar
     app: Any = context.app  # a procjobs.App, which stands above the packs
     mailer = await app.resource("mailer", lambda: Mailer.of(app.settings))
     channels = await app.resource("channels", lambda: Channels(app.settings))
-    worker = context.worker_name or f"{socket.gethostname()}:{os.getpid()}"
     outcome = await deliver(
-        await app.database(), mailer, Brand.of(app.settings), notification_id, worker=worker, channels=channels
+        await app.database(),
+        mailer,
+        Brand.of(app.settings),
+        notification_id,
+        worker=_signature(context.worker_name),
+        channels=channels,
     )
     if isinstance(outcome, Postponed):
         return Snooze(outcome.wait)
@@ -127,6 +133,29 @@ async def send_notification(context: JobContext, notification_id: str) -> Discar
         return None if outcome.sent else Discard(outcome.reason)
     _raise_unless_sent(outcome)
     return None
+
+
+def _signature(worker_name: str | None) -> str:
+    """Who tries, for the delivery log."""
+    return worker_name or f"{socket.gethostname()}:{os.getpid()}"
+
+
+async def tell_metrics(app: Any, worker_name: str | None) -> None:
+    """A line of figures in the log now and then, for as long as the worker lives: nothing of contents or addresses."""
+    every, worker = app.settings.notification_metrics_interval, _signature(worker_name)
+    while True:
+        await asyncio.sleep(every)
+        db = await app.database()
+        found = await db.value("notification_metrics", p_span=timedelta(seconds=every), p_worker=worker)
+        logger.info(
+            "notifications: %(sent)s sent, %(deferred)s deferred, %(refused)s refused, %(unknown)s unknown, "
+            "%(waiting)s waiting",
+            found,
+            extra={"action": "notification_metrics", "worker": worker, "seconds": every, **found},
+        )
+
+
+send_notification.beside = tell_metrics  # type: ignore[attr-defined]
 
 
 async def deliver(

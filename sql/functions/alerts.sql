@@ -115,6 +115,13 @@ begin
       where j.queue_name = v_queue
         and j.status = 'todo'
         and j.pj_waits_for is null
+      union all
+      -- What a limit or a breaker holds back waits, too.
+      select
+      from public.procrastinate_jobs j
+      where j.status = 'todo'
+        and j.pj_waits_for = 'limit'
+        and j.queue_name = v_queue
       limit v_limit + 1
     ) waiting;
     if v_count > v_limit then

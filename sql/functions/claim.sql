@@ -355,15 +355,15 @@ begin
     select
       array(select s.name::text from procjobs.queue_settings s where s.paused_at is not null),
       array(select s.name::text from procjobs.queue_settings s where s.fair or s.ageing is not null),
-      array(select s.task::text from procjobs.task_settings s where s.paused_at is not null),
-      exists (select from procjobs.limits)
-    into v_paused_queues, v_special_queues, v_paused_tasks, v_limited;
+      array(select s.task::text from procjobs.task_settings s where s.paused_at is not null)
+    into v_paused_queues, v_special_queues, v_paused_tasks;
     v_queues := array(
       select q
       from unnest(coalesce(p_queues, procjobs.ready_queues())) q
       where q <> all (v_paused_queues)
     );
     exit when cardinality(v_queues) = 0;
+    v_limited := exists (select from procjobs.limits l where l.queue is null or l.queue = any (v_queues));
     if p_only_known then
       v_special_queues := v_queues;  -- it must not set aside what only others can run
     end if;
@@ -470,9 +470,16 @@ begin
     end as tasks,
     w.kind = 'session' as session,
     exists (select from public.procrastinate_jobs j where j.status = 'todo' and j.pj_waits_for = 'task') as parked,
-    array(select s.name::text from procjobs.queue_settings s where s.paused_at is not null or s.fair or s.ageing is not null) as special,
-    array(select s.task::text from procjobs.task_settings s where s.paused_at is not null) as paused,
-    exists (select from procjobs.limits) as limited,
+    array(
+      select s.name::text from procjobs.queue_settings s where s.paused_at is not null or s.fair or s.ageing is not null
+      union all
+      select l.queue from procjobs.limits l where l.queue is not null
+    ) as special,
+    array(
+      select s.task::text from procjobs.task_settings s where s.paused_at is not null
+      union all
+      select t from procjobs.limits l, unnest(array_append(l.tasks, l.task)) t where l.queue is null and t is not null
+    ) as judged,
     (select jsonb_object_agg(p.task, p.timeout) from procjobs.task_policies p where p.timeout is not null) as timeouts
   into v_context
   from procjobs.worker_state w
@@ -493,8 +500,8 @@ begin
     v_queues := procjobs.ready_queues();
   end if;
 
-  -- Most claims find one queue whose next jobs need no judging: no lock, a task that is known and not paused, no limits.
-  if cardinality(v_queues) = 1 and not v_context.limited and not v_context.session and v_queues[1] <> all (v_context.special) then
+  -- Most claims find one queue whose next jobs need no judging: no lock, no limit, a task that is known and not paused.
+  if cardinality(v_queues) = 1 and not v_context.session and v_queues[1] <> all (v_context.special) then
     return query
     with taken as (
       update public.procrastinate_jobs j
@@ -510,7 +517,7 @@ begin
           select
             front.id,
             bool_and(
-              front.lock is null and front.task_name = any (v_context.tasks) and front.task_name <> all (v_context.paused)
+              front.lock is null and front.task_name = any (v_context.tasks) and front.task_name <> all (v_context.judged)
             ) over () as all_plain
           from (
             select c.id, c.lock, c.task_name

@@ -181,6 +181,8 @@ declare
 begin
   if p_job.pj_waits_for is distinct from 'limit' then
     return null;
+  elsif p_job.pj_held_by like 'breaker:%' then
+    return coalesce(procjobs.breaker_reason(p_job), 'its breaker is closed: the next round of upkeep lets it go');
   end if;
   select l.name, l.key, l.max_running, l.rate, l.per, r.room, r.resets_at, s.key as met,
     (select count(*) from procjobs.limit_grants g where g.key = s.key) as running
@@ -203,7 +205,7 @@ begin
     case when v_use.room > 0 then 'there is room again: the next round of upkeep lets it go' end);
 end
 $$;
-comment on function procjobs.limit_reason(public.procrastinate_jobs) is 'Which limit a job waits for, in words; null if it waits for none.';
+comment on function procjobs.limit_reason(public.procrastinate_jobs) is 'Which limit or breaker a job waits for, in words; null if it waits for none.';
 
 create or replace function procjobs.waiting_in_words(p_job public.procrastinate_jobs)
 returns text
@@ -321,5 +323,5 @@ begin
 end
 $$;
 comment on function procjobs.why_not_running(bigint) is
-  'Why a job does not run, in words: not due until, queue or task paused (by whom, why), lock held by, limit reached (until when), no live worker knows the task or listens to the queue, all slots taken, over already; or ready. '
+  'Why a job does not run, in words: not due until, queue or task paused (by whom, why), lock held by, limit reached (until when), breaker open (until when), no live worker knows the task or listens to the queue, all slots taken, over already; or ready. '
   'Unknown id: PJ007. Definer: the reader role has no rights on tables; arguments and error texts are not shown.';

@@ -15,10 +15,11 @@ begin
     select j.id, k.key
     from procjobs.limits l
     join public.procrastinate_jobs j
-      on coalesce(l.task = j.task_name, true) and coalesce(l.queue = j.queue_name, true)
+      on procjobs.limit_applies(l, j.task_name, j.queue_name, j.pj_tags)
     cross join lateral (select procjobs.limit_key(l.name, l.key, j.pj_tenant, j.lock, j.args) as key offset 0) k
     where l.name = p_name
       and l.max_running is not null
+      and l.breaker is null  -- only a probe counts for it
       and j.status = 'doing'
       and k.key is not null
       and not exists (select from procjobs.limit_grants g where g.key = k.key and g.job_id = j.id)
@@ -121,8 +122,11 @@ declare
   v_keys text[];
   v_found boolean;
 begin
-  delete from procjobs.limits l where l.name = drop_limit.name;
+  delete from procjobs.limits l where l.name = drop_limit.name and l.breaker is null;
   v_found := found;
+  if not v_found then
+    return false;
+  end if;
   with gone as (
     delete from procjobs.limit_state s
     where s.limit_name = drop_limit.name

@@ -27,6 +27,20 @@ comment on function procjobs.limit_key(text, text, text, text, jsonb) is
   'What a job counts for under a limit: the limit''s name and the job''s value of its key. Null: the job has no such value, the limit is not for it. '
   'Without a SET clause, so that the planner can inline it.';
 
+create or replace function procjobs.limit_applies(p_limit procjobs.limits, p_task text, p_queue text, p_tags text[])
+returns boolean
+language sql
+immutable
+parallel safe
+as $$
+  select coalesce((p_limit).task = p_task, true)
+    and coalesce((p_limit).queue = p_queue, true)
+    and ((p_limit).tasks is null or p_task = any ((p_limit).tasks))
+    and ((p_limit).tag is null or coalesce((p_limit).tag = any (p_tags), false))
+$$;
+comment on function procjobs.limit_applies(procjobs.limits, text, text, text[]) is
+  'Whether a limit is for jobs of this task, queue and tags. Without a SET clause, so that the planner can inline it.';
+
 create or replace function procjobs.limit_room(p_keys text[], p_now timestamptz)
 returns table (key text, room integer, resets_at timestamptz)
 language sql
@@ -138,7 +152,7 @@ begin
   from (
     select j.id, l.name, procjobs.limit_key(l.name, l.key, j.pj_tenant, j.lock, j.args) as key
     from public.procrastinate_jobs j
-    join procjobs.limits l on coalesce(l.task = j.task_name, true) and coalesce(l.queue = j.queue_name, true)
+    join procjobs.limits l on procjobs.limit_applies(l, j.task_name, j.queue_name, j.pj_tags)
     where j.id = any (p_ids)
     offset 0  -- or the key is made twice
   ) m
@@ -393,7 +407,11 @@ begin
   end if;
   -- Jobs whose limit is gone wait for nothing.
   v_orphans := array(
-    select h from unnest(v_held) h where not exists (select from procjobs.limit_state s where s.key = h)
+    select h
+    from unnest(v_held) h
+    where not exists (
+      select from procjobs.limit_state s join procjobs.limits l on l.name = s.limit_name where s.key = h
+    )
   );
   if v_orphans <> '{}' then
     perform procjobs.unhold_jobs(v_orphans);

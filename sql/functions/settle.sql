@@ -155,6 +155,13 @@ declare
   v_max integer;
   v_at timestamptz;
 begin
+  if p_job.pj_limits is not null and p_result ->> 'retry' is distinct from 'never' and not procjobs.cancel_is_wanted(p_job) then
+    v_at := procjobs.failed_probe(p_job);
+    if v_at is not null and procjobs.requeue_job(p_job, v_at, p_job.attempts, p_job.pj_crashes, p_result) then
+      perform procjobs.note_attempt(p_job, coalesce(p_result ->> 'kind', 'failed'), p_result, v_at);
+      return 'retrying';
+    end if;
+  end if;
   select p.* into v_policy from procjobs.task_policy(p_job.task_name) p;
   v_max := coalesce(p_job.pj_max_attempts, v_policy.max_attempts);
 
@@ -188,7 +195,7 @@ end
 $$;
 comment on function procjobs.settle_failure(public.procrastinate_jobs, jsonb) is
   'A run failed: retry by the job''s limit, the task''s policy or the moment the worker names, else a dead letter. '
-  'A failure after a cancel request is final.';
+  'A failure after a cancel request is final. A probe that found its dependency still failing spends no attempt.';
 
 create or replace function procjobs.supersede_job(p_job public.procrastinate_jobs, p_result jsonb)
 returns void

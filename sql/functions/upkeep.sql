@@ -74,6 +74,7 @@ begin
     perform procjobs.run_chore('stop_overdue_jobs', interval '5 seconds');
     perform procjobs.run_chore('resume_paused_jobs', null);
     perform procjobs.run_chore('forget_progress', interval '1 hour');
+    perform procjobs.run_chore('try_breakers', null);
     perform procjobs.run_chore('sweep_limits', null);
     perform procjobs.run_chore('sweep_batches', interval '2 seconds');
     perform procjobs.run_chore('sweep_unique_keys', interval '1 minute');
@@ -86,6 +87,8 @@ begin
     perform procjobs.run_chore('retry_schedules', interval '1 minute');
     perform procjobs.run_chore('forget_ticks', interval '10 minutes');
     perform procjobs.run_chore('watch_backlog', interval '30 seconds');
+    perform procjobs.run_chore('watch_notifications', interval '30 seconds');
+    perform procjobs.run_chore('forget_effects', interval '1 hour');
     perform procjobs.run_chore('watch_clocks', interval '30 seconds');
     perform procjobs.run_chore('watch_processes', interval '5 seconds');
     -- Last: it may hold a lock on the whole history, until this ends.
@@ -101,10 +104,11 @@ begin
       order by j.scheduled_at
       limit 1
     ),
-    procjobs.limits_due_in()
+    procjobs.limits_due_in(),
+    procjobs.breakers_due_in()
   );
 end
 $$;
 comment on function procjobs.upkeep() is
   'One round of upkeep: due jobs, dead workers, stranded locks, history partitions. Every worker calls it about once a second; pg_cron may. '
-  'Returns the seconds until the next scheduled job is due or the next rate has room (null: none). Definer: the worker role has no rights on tables.';
+  'Returns the seconds until the next scheduled job is due, the next rate has room or the next open breaker is tried (null: none). Definer: the worker role has no rights on tables.';

@@ -30,7 +30,8 @@ left join lateral (
   select coalesce(sum(c.n), 0)::integer as n, min(c.at) as first
   from unnest(s.starts, s.counts) as c(at, n)
   where c.at > procjobs.clock() - l.per
-) recent on true;
+) recent on true
+where l.breaker is null;
 comment on view procjobs.limit_use is
   'Limits, one row for each key in use: select * from procjobs.limit_use order by waiting desc nulls last.';
 comment on column procjobs.limit_use.name is 'Name given to set_limit.';

@@ -322,7 +322,7 @@ def test_the_state_of_a_key_stays_small(fleet: Fleet, sql: Sql) -> None:
     for _ in range(300):
         fleet.finish(*fleet.claim(worker))
     assert sql.one("select cardinality(starts) from procjobs.limit_state") <= 101
-    assert sql.one("select started from procjobs.limit_use") == 300
+    assert sql.one("select started from procjobs.limit_use where name = 'l'") == 300
 
 
 # -- setting, seeing, forgetting -------------------------------------------------------------------------------------
@@ -372,7 +372,8 @@ def test_it_can_be_seen(fleet: Fleet, sql: Sql) -> None:
     limit(fleet, max_running=1, rate=10, per="1 minute")
     fleet.defer_many(3)
     fleet.claim(fleet.worker(), 3)
-    assert sql("select key, running, started, waiting, resets_at from procjobs.limit_use") == [("l", 1, 1, 2, None)]
+    found = sql("select key, running, started, waiting, resets_at from procjobs.limit_use where name = 'l'")
+    assert found == [("l", 1, 1, 2, None)]
     waiting = sql.one("select max(id) from procjobs.jobs where state = 'limited'")
     assert "limit l" in sql.one("select procjobs.why_not_running(%s)", waiting)
 
@@ -382,7 +383,8 @@ def test_an_exhausted_rate_says_when_it_resets(fleet: Fleet, sql: Sql) -> None:
     fleet.defer_many(2)
     fleet.claim(fleet.worker(), 3)
     assert sql.one(
-        "select resets_at between clock_timestamp() and clock_timestamp() + '1 minute' from procjobs.limit_use"
+        "select resets_at between clock_timestamp() and clock_timestamp() + '1 minute' "
+        "from procjobs.limit_use where name = 'l'"
     )
     waiting = sql.one("select max(id) from procjobs.jobs where state = 'limited'")
     assert "the next may at" in sql.one("select procjobs.why_not_running(%s)", waiting)

@@ -1,6 +1,6 @@
 -- Notifications: one message to one recipient, requested in SQL, delivered by a worker, every try on record.
 -- Owns:        procjobs.notification_jobs, procjobs.notification_delivery_logs.
--- Lock order:  procrastinate_jobs, then notification_jobs, then notification_delivery_logs.
+-- Lock order:  procrastinate_jobs, then notification_jobs, then notification_delivery_logs, then breakers.
 --              The two halves of a delivery lock no queue job; the trigger at the end runs under the queue job's lock.
 -- The people come from the host_* views, which are looked up when a function runs: see sql/functions/host.sql.
 
@@ -169,6 +169,21 @@ comment on function procjobs.check_addressee(uuid, uuid, uuid, text) is
   'Raises PJ020, PJ021 or PJ022 unless recipient, group and update exist and belong together, PJ023 when the '
     'recipient cannot be reached that way.';
 
+create or replace function procjobs.defer_notification(p_row procjobs.notification_jobs)
+returns bigint
+language sql
+set search_path = pg_catalog, pg_temp
+as $$
+  select procjobs.defer(
+    task => 'procjobs.send_notification',
+    args => jsonb_build_object('notification_id', p_row.id),
+    priority => case p_row.urgency when 'urgent' then 10 when 'low' then -10 else 0 end,
+    scheduled_at => p_row.scheduled_for,
+    tags => array['notification', p_row.notification_type, p_row.delivery_method]  -- by the last one its breaker knows it
+  )
+$$;
+comment on function procjobs.defer_notification(procjobs.notification_jobs) is 'Enqueues the job of a notification. Returns its id.';
+
 create or replace function procjobs.request_notification(p_row procjobs.notification_jobs)
 returns uuid
 language plpgsql
@@ -176,13 +191,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   p_row.id := gen_random_uuid();
-  p_row.job_id := procjobs.defer(
-    task => 'procjobs.send_notification',
-    args => jsonb_build_object('notification_id', p_row.id),
-    priority => case p_row.urgency when 'urgent' then 10 when 'low' then -10 else 0 end,
-    scheduled_at => p_row.scheduled_for,
-    tags => array['notification', p_row.notification_type]
-  );
+  p_row.job_id := procjobs.defer_notification(p_row);
   p_row.status := 'pending';
   p_row.created_at := procjobs.clock();
   p_row.created_by := session_user;
@@ -258,12 +267,6 @@ as $$
 declare
   v_delivery procjobs.notification_delivery_logs;
 begin
-  update procjobs.notification_delivery_logs l
-  set status = 'unknown',
-      error = 'the worker was lost during the try: the message may have arrived'
-  where l.job_id = p_job.id
-    and l.status = 'sending';
-
   insert into procjobs.notification_delivery_logs as l (
     job_id, attempt, status, delivery_method, address, worker, started_at, message_id
   )
@@ -318,6 +321,9 @@ begin
   elsif v_job.status = 'sent' then
     status := 'sent';
     reason := 'it was sent already';
+  elsif procjobs.hold_delivery(v_job) is not null then
+    status := 'failed';
+    reason := (select n.last_error from procjobs.notification_jobs n where n.id = p_notification);
   else
     perform procjobs.require_host(
       'host_recipients', 'host_groups', 'host_group_recipients', 'host_updates', 'host_organizations');
@@ -381,9 +387,15 @@ declare
   v_now timestamptz := procjobs.clock();
   v_job uuid;
   v_address text;
+  v_queue_job bigint;
+  v_method text;
+  v_moved boolean;
 begin
   select l.job_id, l.address into v_job, v_address from procjobs.notification_delivery_logs l where l.id = p_delivery;
-  perform from procjobs.notification_jobs n where n.id = v_job for update;
+  select n.job_id, n.delivery_method into v_queue_job, v_method
+  from procjobs.notification_jobs n
+  where n.id = v_job
+  for update;
   update procjobs.notification_delivery_logs l
   set status = p_status,
       finished_at = v_now,
@@ -415,7 +427,12 @@ begin
           and later.id > p_delivery
       )
     );
-  return found;
+  v_moved := found;
+  perform procjobs.report_outcome(
+    procjobs.method_breaker(v_method), procjobs.delivery_verdict(p_status, p_code), v_queue_job,
+    case when p_status in ('deferred', 'unknown') then p_error end
+  );
+  return v_moved;
 end
 $$;
 comment on function procjobs.finish_delivery(bigint, text, integer, text, integer, text, text, text, text, text, double precision) is
@@ -470,11 +487,7 @@ begin
     and n.status in ('pending', 'processing')
   returning n.id into v_id;
 
-  update procjobs.notification_delivery_logs l
-  set status = 'unknown',
-      error = 'the worker was lost during the try: the message may have arrived'
-  where l.job_id = v_id
-    and l.status = 'sending';
+  perform procjobs.doubt_lost_tries(v_id);
   return null;
 end
 $$;
