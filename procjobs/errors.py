@@ -27,6 +27,7 @@
      |    +-- InvalidNotification   PJ023
      |    +-- InvalidPolicy         PJ030
      |    +-- UnknownPolicy         PJ031
+     +-- DependencyFailed         what a task needs outside does not work; its breaker is told
      +-- JobTimeout               a run took longer than its task's timeout
      +-- JobFailed                the job that was waited for is a dead letter
      +-- JobCancelled             the job that was waited for was cancelled

@@ -191,7 +191,8 @@ def test_too_many_failed_ones_and_too_many_waiting_are_alerts_that_close_by_them
     # Held back by a breaker or a limit is waiting, too.
     sql(
         "insert into procrastinate_jobs (task_name, queue_name, args) "
-        "select 'procjobs.send_notification', 'notifications', '{\"notification_id\": \"x\"}' from generate_series(1, 3)"
+        "select 'procjobs.send_notification', 'notifications', '{\"notification_id\": \"x\"}' "
+        "from generate_series(1, 3)"
     )
     sql("update procrastinate_jobs set pj_waits_for = 'limit', pj_held_by = 'breaker:smtp'")
     assert watch() == [("backlog", True), ("notifications_failed", True)]

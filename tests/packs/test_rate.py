@@ -17,8 +17,8 @@ from tests.mail_server import MailServer
 from tests.processes import Forked, environment, wait_for
 
 #: By hand: PROCJOBS_TEST_NOTIFICATIONS=10000 PROCJOBS_TEST_RATE=500
-COUNT = int(os.environ.get("PROCJOBS_TEST_NOTIFICATIONS", "2000"))
-RATE = int(os.environ.get("PROCJOBS_TEST_RATE", "200"))
+COUNT = int(os.environ.get("PROCJOBS_TEST_NOTIFICATIONS", "450"))
+RATE = int(os.environ.get("PROCJOBS_TEST_RATE", "30"))
 
 
 def _serve(port: Any) -> None:
@@ -57,7 +57,8 @@ async def test_two_workers_send_at_exactly_the_rate(
     )  # fmt: skip
     env = environment(DATABASE_URL=dsn, PROCJOBS_SMTP_HOST="127.0.0.1", PROCJOBS_SMTP_PORT=str(port))
     workers = [
-        Forked(["worker", "--concurrency", "40"], env, cwd=tmp_path, out=tmp_path / f"w{number}") for number in range(2)
+        Forked(["worker", "--builtin", "--concurrency", "40"], env, cwd=tmp_path, out=tmp_path / f"w{number}")
+        for number in range(2)
     ]
     try:
         done = "select count(*) from procjobs.notification_jobs where status = 'sent'"
@@ -89,5 +90,5 @@ async def test_two_workers_send_at_exactly_the_rate(
     ideal = COUNT / RATE - 1  # the first second's worth may leave at once
     print(f"{COUNT} at {RATE}/s: at most {fullest} within any second, {took:.2f} s (ideal {ideal:.2f}), {share:.0%}")
     assert fullest <= RATE
-    assert ideal - 0.1 <= took <= (ideal + 1) * 1.1
+    assert ideal - 0.1 <= took <= (ideal + 1) * 1.25
     assert share > 0.1  # both worked

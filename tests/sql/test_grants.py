@@ -46,13 +46,14 @@ MAY_EXECUTE = {
         "register_worker", "register_tasks", "heartbeat", "drain_worker", "stop_worker", "claim_jobs", "finish_jobs",
         "settle_jobs", "release_unknown", "abort_requests", "rescue_jobs", "upkeep", "ensure_history_partitions",
         "delete_old_jobs", "defer_periodic", "last_periodic", "due_periodic", "begin_delivery", "finish_delivery",
+        "report_outcome", "begin_effect", "end_effect", "void_effect", "notification_metrics",
         "tick", "tick_schedules", "declare_schedules", "apply_environment", "register_scheduler",
         "report_progress", "job_result", "job_outcome", "await_job",
     },
     "procjobs_reader": CRON | {
         "doctor", "doctor_server", "doctor_pg_cron", "doctor_horizon", "doctor_logins", "doctor_tables", "doctor_fleet",
         "explain_claim", "claim_plans", "say_span",
-        "list_tasks", "list_limits", "list_batches",
+        "list_breakers", "breaker_limit", "list_tasks", "list_limits", "list_batches",
         "why_not_running", "job_timeline", "list_jobs", "count_jobs", "job_report",
         "list_queues", "list_workers", "job_status",
         "may_see_arguments", "late_note", "say_time", "raise_job_not_found", "clock", "may_set_clock", "time_set",
@@ -64,6 +65,8 @@ MAY_EXECUTE = {
     "procjobs_admin": TABLES | {
         "set_table_policy", "drop_table_policy", "store_table_policy", "policy_rights", "policy_warnings",
         "check_policy_parses", "check_may_become", "may_become", "policy_in_words", "set_retry_rule", "drop_retry_rule",
+        "set_breaker", "drop_breaker", "open_breaker", "close_breaker", "resolve_delivery", "set_delivery_policy",
+        "resolve_effect", "set_failed_alert", "list_unresolved", "after_unknown",
         "set_limit", "drop_limit", "set_queue",
         "set_task", "reset_task", "pause_task", "resume_task", "edit_job", "cancel_jobs", "retry_jobs", "discard_jobs",
         "set_retention", "drop_retention", "redrive", "purge_dead_letters",
@@ -103,6 +106,7 @@ MAY_USE = {
     **{
         ("procjobs_reader", view): {"SELECT"}
         for view in (
+            "breaker_list",
             "limit_use",
             "task_policies",
             "bulk_log",
@@ -136,6 +140,7 @@ MAY_USE = {
     ("procjobs_reader", "suppressions"): {"SELECT"},
     ("procjobs_admin", "unsubscriptions"): {"SELECT"},
     **{("procjobs_admin", table): {"SELECT"} for table in ("notification_jobs", "notification_delivery_logs")},
+    **{("procjobs_admin", table): {"SELECT"} for table in ("unresolved_deliveries", "delivery_policies", "effects")},
 }
 
 
@@ -235,7 +240,7 @@ def test_other_functions_pin_their_path_too_unless_they_are_to_be_inlined(sql: S
              and not coalesce(p.proconfig @> array['search_path=pg_catalog, pg_temp'], false)
            order by 1"""
     )
-    inlined = ["clock", "cron_next", "is_plain", "is_small", "limit_key", "limit_room"]
+    inlined = ["clock", "cron_next", "is_plain", "is_small", "limit_applies", "limit_key", "limit_room"]
     committing = [
         "call_sql_procedure",
         "keep_time",
