@@ -29,6 +29,7 @@ from procjobs.engine.supervision import stop_signals
 from procjobs.engine.unique import JobId, Unique
 from procjobs.engine.worker import Worker
 from procjobs.errors import SettingsError
+from procjobs.packs.digests import Digests
 
 if TYPE_CHECKING:
     from procrastinate.app import WorkerOptions
@@ -176,6 +177,8 @@ class App(Blueprint, procrastinate.App):
         self._building = asyncio.Lock()
         #: Schedules by hand: `await app.schedules.run_now("nightly")`.
         self.schedules = Schedules(self.database)
+        #: Who gets a digest of what: `await app.digests.list(recipient=...)`.
+        self.digests = Digests(self.database)
 
     @property
     def settings(self) -> Settings:

@@ -27,6 +27,9 @@
      |    +-- InvalidNotification   PJ023
      |    +-- InvalidPolicy         PJ030
      |    +-- UnknownPolicy         PJ031
+     |    +-- InvalidDigest         PJ060
+     |    +-- DigestNotFound        PJ061
+     |    +-- DuplicateDigest       PJ062
      +-- DependencyFailed         what a task needs outside does not work; its breaker is told
      +-- JobTimeout               a run took longer than its task's timeout
      +-- JobFailed                the job that was waited for is a dead letter
@@ -53,10 +56,13 @@ __all__ = [
     "DatabaseError",
     "DatabaseUnavailable",
     "DependencyFailed",
+    "DigestNotFound",
+    "DuplicateDigest",
     "DuplicateWaitingJob",
     "HostBindingMissing",
     "InvalidArguments",
     "InvalidCron",
+    "InvalidDigest",
     "InvalidName",
     "InvalidNotification",
     "InvalidOption",
@@ -311,6 +317,24 @@ class UnknownPolicy(DatabaseError):
     """No table's policy has this name."""
 
     code = "PJ031"
+
+
+class InvalidDigest(DatabaseError):
+    """A digest schedule cannot have such a frequency, time, zone, day, limit or kind."""
+
+    code = "PJ060"
+
+
+class DigestNotFound(DatabaseError):
+    """No digest schedule has this id, or not for its owner."""
+
+    code = "PJ061"
+
+
+class DuplicateDigest(DatabaseError):
+    """The recipient has a digest of that group and frequency already."""
+
+    code = "PJ062"
 
 
 def _subclasses(cls: type[DatabaseError]) -> list[type[DatabaseError]]:

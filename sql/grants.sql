@@ -76,6 +76,7 @@ begin
   for v_role, v_names in values
     ('procjobs_producer', '{
       defer, defer_many, debounce, throttle, enqueue, enqueue_jobs, create_batch, seal_batch, enqueue_notification_job, enqueue_letter, check_arguments, job_status, clock, may_set_clock, time_set,
+      enqueue_letters, queue_notification_email,
       enqueue_on_change, drop_enqueue_on_change, note_changed_row, enqueue_changed_row,
       change_setting, first_trigger_name, change_trigger_name, change_table_fault, change_trigger_fault, option_fault, raise_fault,
       job_result, job_outcome, await_job, progress
@@ -88,6 +89,7 @@ begin
       enqueue_notification_job, enqueue_letter, check_arguments, job_status, clock, may_set_clock, time_set,
       defer_periodic, last_periodic, due_periodic, tick, tick_schedules, declare_schedules, apply_environment, register_scheduler,
       begin_delivery, finish_delivery,
+      enqueue_letters, queue_notification_email, create_digest_jobs, process_email_queue,
       report_progress, job_result, job_outcome, await_job, progress,
       report_outcome, begin_effect, end_effect, void_effect, notification_metrics,
       open_sql_job, close_sql_job, stop_sessions, sessions_to_stop, note_stop,
@@ -101,6 +103,7 @@ begin
       may_see_arguments, late_note, say_time, raise_job_not_found, clock, may_set_clock, time_set,
       list_table_policies, list_table_runs, policy_fault, find_table, time_column, assigned_values,
       list_retention, list_retention_passes, list_dead_groups, list_dead_letters, jobs_as_of, job_transitions,
+      list_digest_schedules, list_digest_runs, why_no_digest, next_digest_at, digest_crons,
       preview_schedule, list_schedules, list_schedule_history, list_alerts, cron_timezone, schedule_hold,
       pg_cron_status, pg_cron_place, pg_cron_wanted, pg_cron_vacuum, pg_cron_prefix, pg_cron_facts_query, pg_cron_facts, pg_cron_findings, pg_cron_absence, wall_clock
     }'),
@@ -110,6 +113,7 @@ begin
       set_limit, drop_limit, set_queue, set_task, reset_task, pause_task, resume_task, edit_job, cancel_jobs, retry_jobs, discard_jobs,
       set_table_policy, drop_table_policy, store_table_policy, policy_rights, policy_warnings, check_policy_parses, check_may_become, may_become, policy_in_words,
       set_retry_rule, drop_retry_rule,
+      create_digest_schedule, update_digest_schedule, delete_digest_schedule, create_digest_jobs, process_email_queue,
       set_retention, drop_retention, redrive, purge_dead_letters, cancel, retry, pause_queue, resume_queue,
       schedule, schedule_for, unschedule, pause_schedule, resume_schedule, run_now, backfill, set_schedule_group, set_cron_timezone,
       declare_schedules, tick, close_alert, set_backlog_alert
@@ -143,7 +147,8 @@ begin
     ('procjobs_reader', '{breaker_list, limit_use, task_policies, bulk_log, jobs, all_jobs, batches, dead_letters, dead_letter_groups, retention, retention_passes, table_retention, table_retention_runs, retry_rules, attempts, actions, queues, workers, tasks, schedule_list, schedule_history, schedule_stats, schedule_group_list, schedulers, alerts}'),
     ('procjobs_reader', '{suppressions}'),
     ('procjobs_admin', '{unsubscriptions}'),
-    ('procjobs_admin', '{notification_jobs, notification_delivery_logs, unresolved_deliveries, delivery_policies, effects}')
+    ('procjobs_admin', '{notification_jobs, notification_delivery_logs, unresolved_deliveries, delivery_policies, effects}'),
+    ('procjobs_admin', '{digest_schedules, digest_runs, notification_email_queue}')
   loop
     continue when to_regrole(v_role) is null;
     for v_object in

@@ -2,3 +2,5 @@
 -- have theirs. What was changed by hand since the last time stays so.
 
 select procjobs.declare_retention();
+
+select procjobs.declare_digests();

@@ -15,6 +15,7 @@ from procjobs import __version__
 from procjobs.cli import (
     breakers,
     dead,
+    digests,
     jobs,
     limits,
     mail,
@@ -55,6 +56,7 @@ class Sections(click.Group):
             ),
         ),
         ("Schedules", (schedules.schedules, schedules.run, schedules.alerts)),
+        ("Messages", (digests.digests,)),
         ("Tools", (tools.psql, tools.bench, tools.completion)),
     )
 

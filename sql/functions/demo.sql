@@ -296,6 +296,26 @@ $$;
 comment on function procjobs.seed_demo_notifications() is
   'Mail for the demo''s people: three at once, of different urgency, and one in a quarter of an hour; an address that gets none.';
 
+create or replace function procjobs.seed_demo_digests()
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  -- One is due in the next minute, so that there is something to see.
+  perform procjobs.create_digest_schedule(
+    procjobs.demo_id('ingrid'), 'daily', procjobs.demo_id('family'), timezone => 'UTC',
+    delivery_time => to_char((procjobs.clock() + interval '1 minute') at time zone 'UTC', 'HH24:MI'));
+  perform procjobs.create_digest_schedule(procjobs.demo_id('maya'), 'weekly', day_of_week => 7, delivery_time => '18:00');
+  perform procjobs.create_digest_schedule(procjobs.demo_id('aiko'), 'monthly', day_of_month => 31, include_content_types => '{photos}');
+  perform procjobs.queue_notification_email(
+    procjobs.demo_id('tomas'), array[procjobs.demo_id('notice cut'), procjobs.demo_id('notice note')],
+    procjobs.clock() + interval '1 minute');
+end
+$$;
+comment on function procjobs.seed_demo_digests() is
+  'Digests for the demo''s people, one due in the next minute, and notices that are mailed then.';
+
 create or replace function procjobs.seed_demo()
 returns table (recipient_id uuid, group_id uuid, organization_id uuid, user_id uuid, admin_id uuid)
 language plpgsql
@@ -325,6 +345,7 @@ begin
   if v_first then
     perform procjobs.seed_demo_old_rows();
     perform procjobs.seed_demo_notifications();
+    perform procjobs.seed_demo_digests();
   end if;
   return query
     select procjobs.demo_id('ingrid'), procjobs.demo_id('family'), procjobs.demo_id('studio'), procjobs.demo_id('maya'),

@@ -100,6 +100,19 @@ MAIL = {
 }
 MAY_EXECUTE = {role: functions | SQL_JOBS[role] | MAIL[role] for role, functions in MAY_EXECUTE.items()}
 
+DIGESTS = {
+    "procjobs_producer": {"enqueue_letters", "queue_notification_email"},
+    "procjobs_worker": {"enqueue_letters", "queue_notification_email", "create_digest_jobs", "process_email_queue"},
+    "procjobs_reader": {
+        "list_digest_schedules", "list_digest_runs", "why_no_digest", "next_digest_at", "digest_crons",
+    },
+    "procjobs_admin": {
+        "create_digest_schedule", "update_digest_schedule", "delete_digest_schedule", "create_digest_jobs",
+        "process_email_queue",
+    },
+}  # fmt: skip
+MAY_EXECUTE = {role: functions | DIGESTS[role] for role, functions in MAY_EXECUTE.items()}
+
 #: (role, relation) -> privileges
 MAY_USE = {
     ("procjobs_producer", "tasks"): {"SELECT"},
@@ -141,6 +154,10 @@ MAY_USE = {
     ("procjobs_admin", "unsubscriptions"): {"SELECT"},
     **{("procjobs_admin", table): {"SELECT"} for table in ("notification_jobs", "notification_delivery_logs")},
     **{("procjobs_admin", table): {"SELECT"} for table in ("unresolved_deliveries", "delivery_policies", "effects")},
+    **{
+        ("procjobs_admin", table): {"SELECT"}
+        for table in ("digest_schedules", "digest_runs", "notification_email_queue")
+    },
 }
 
 
@@ -240,7 +257,7 @@ def test_other_functions_pin_their_path_too_unless_they_are_to_be_inlined(sql: S
              and not coalesce(p.proconfig @> array['search_path=pg_catalog, pg_temp'], false)
            order by 1"""
     )
-    inlined = ["clock", "cron_next", "is_plain", "is_small", "limit_applies", "limit_key", "limit_room"]
+    inlined = ["clock", "cron_next", "is_plain", "is_small", "limit_applies", "limit_key", "limit_room", "urgency_priority"]
     committing = [
         "call_sql_procedure",
         "keep_time",

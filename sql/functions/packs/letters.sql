@@ -14,7 +14,9 @@ as $$
     'notification',
     'alert',
     'daily_report',
+    'digest',
     'invoice',
+    'notices',
     'reengagement',
     'report_ready',
     'tips',
@@ -61,6 +63,40 @@ $$;
 comment on function procjobs.letter_problems(text, jsonb, uuid, uuid, text, text) is
   'What keeps a letter from being written and sent, one sentence each; empty if nothing does.';
 
+create or replace function procjobs.check_letter(
+  p_template text,
+  p_content jsonb,
+  p_recipient uuid,
+  p_person uuid,
+  p_address text,
+  p_urgency text,
+  p_group uuid
+)
+returns void
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_problems text[] := procjobs.letter_problems(p_template, p_content, p_recipient, p_person, p_address, p_urgency);
+begin
+  if cardinality(v_problems) > 0 then
+    raise exception 'the letter cannot be delivered: %', v_problems[1]
+      using errcode = 'PJ023',
+            detail = array_to_string(v_problems, E'\n'),
+            hint = format('Templates: %s. See each with: procjobs mail preview TEMPLATE',
+              array_to_string(procjobs.letter_templates(), ', '));
+  end if;
+  if p_recipient is not null then
+    perform procjobs.check_addressee(p_recipient, p_group, null, 'email');
+  elsif p_person is not null then
+    perform procjobs.check_person(p_person);
+  end if;
+end
+$$;
+comment on function procjobs.check_letter(text, jsonb, uuid, uuid, text, text, uuid) is
+  'Raises PJ023, or PJ020 and PJ021 for whom it is to, unless a letter like this can be written and sent.';
+
 create or replace function procjobs.enqueue_letter(
   template text,
   content jsonb,
@@ -80,24 +116,12 @@ set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
-  v_problems text[] := procjobs.letter_problems(
-    enqueue_letter.template, enqueue_letter.content, enqueue_letter.recipient, enqueue_letter.person,
-    enqueue_letter.address, enqueue_letter.urgency);
   v_row procjobs.notification_jobs;
 begin
-  if cardinality(v_problems) > 0 then
-    raise exception 'the letter cannot be delivered: %', v_problems[1]
-      using errcode = 'PJ023',
-            detail = array_to_string(v_problems, E'\n'),
-            hint = format('Templates: %s. See each with: procjobs mail preview TEMPLATE',
-              array_to_string(procjobs.letter_templates(), ', '));
-  end if;
   perform procjobs.require_host('host_recipients', 'host_groups', 'host_updates', 'host_organizations');
-  if enqueue_letter.recipient is not null then
-    perform procjobs.check_addressee(enqueue_letter.recipient, enqueue_letter.group_id, null, 'email');
-  elsif enqueue_letter.person is not null then
-    perform procjobs.check_person(enqueue_letter.person);
-  end if;
+  perform procjobs.check_letter(
+    enqueue_letter.template, enqueue_letter.content, enqueue_letter.recipient, enqueue_letter.person, enqueue_letter.address,
+    enqueue_letter.urgency, enqueue_letter.group_id);
 
   v_row.recipient_id := enqueue_letter.recipient;
   v_row.person_id := enqueue_letter.person;

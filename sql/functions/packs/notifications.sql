@@ -177,7 +177,7 @@ as $$
   select procjobs.defer(
     task => 'procjobs.send_notification',
     args => jsonb_build_object('notification_id', p_row.id),
-    priority => case p_row.urgency when 'urgent' then 10 when 'low' then -10 else 0 end,
+    priority => procjobs.urgency_priority(p_row.urgency),
     scheduled_at => p_row.scheduled_for,
     tags => array['notification', p_row.notification_type, p_row.delivery_method]  -- by the last one its breaker knows it
   )
@@ -329,6 +329,11 @@ begin
       'host_recipients', 'host_groups', 'host_group_recipients', 'host_updates', 'host_organizations');
     select a.name, a.address, a.timezone into recipient_name, address, timezone from procjobs.addressee(v_job) a;
     select o.status, o.reason into status, reason from procjobs.delivery_obstacle(v_job, address) o;
+    content := procjobs.letter_content(v_job);
+    if status is null and content is null then
+      status := 'cancelled';
+      reason := 'nothing of it is left to send: it was read or removed meanwhile';
+    end if;
     update procjobs.notification_jobs n
     set status = begin_delivery.status, processed_at = begin_delivery.at, last_error = begin_delivery.reason
     where n.id = p_notification
@@ -343,7 +348,6 @@ begin
     notification_type := v_job.notification_type;
     template := v_job.template;
     urgency := v_job.urgency;
-    content := v_job.content;
     unsubscribe_token := procjobs.sign_subscription(procjobs.subscription_of(v_job));
     request := procjobs.notification_request(v_job);
     patient := at < v_job.scheduled_for + interval '1 day';
@@ -508,10 +512,10 @@ comment on trigger pj_follow_notification on public.procrastinate_jobs is
 create or replace trigger pj_follow_notification_back
 after insert on public.procrastinate_jobs
 for each row
-when (new.task_name = 'procjobs.send_notification')
+when (new.task_name = 'procjobs.send_notification' and current_setting('procjobs.letters_new', true) is distinct from 'on')
 execute function procjobs.follow_notification_job();
 comment on trigger pj_follow_notification_back on public.procrastinate_jobs is
-  'A notification whose queue job was taken back from the history.';
+  'A notification whose queue job was taken back from the history. Letters that request_letters inserts by the thousand have nothing to bring back.';
 
 create or replace trigger pj_follow_notification_away
 after delete on public.procrastinate_jobs
