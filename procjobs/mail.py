@@ -393,7 +393,7 @@ def _judge(error: aiosmtplib.SMTPResponseException, stage: str) -> Outcome:
     if 200 <= error.code < 300:
         return Sent(error.code, reply)
     if 500 <= error.code < 600 and error.code not in (530, 535):
-        return Refused(error.code, reply, stage)
+        return Refused(error.code, reply, stage=stage)
     return Deferred(error.code, reply)
 
 

@@ -49,14 +49,12 @@ class Sections(click.Group):
                 limits.limits,
                 limits.batches,
                 breakers.breakers,
-                breakers.deliveries,
                 dead.dead,
                 retention.retention,
-                mail.mail,
             ),
         ),
         ("Schedules", (schedules.schedules, schedules.run, schedules.alerts)),
-        ("Messages", (digests.digests,)),
+        ("Messages", (mail.mail, breakers.deliveries, digests.digests)),
         ("Tools", (tools.psql, tools.bench, tools.completion)),
     )
 

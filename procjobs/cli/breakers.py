@@ -111,7 +111,7 @@ def close(name: str, dsn: str | None, data: str | None) -> None:
     click.echo(f"breaker {name} is closed" if row["close_breaker"] else f"breaker {name} was closed")
 
 
-@click.group(invoke_without_command=True)
+@click.group(invoke_without_command=True, short_help="Notifications in doubt: whether they arrived.")
 @json_option
 @database_options
 @click.pass_context

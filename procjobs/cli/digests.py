@@ -42,7 +42,7 @@ _WHY: tuple[Column, ...] = (
 )
 
 
-@click.group(invoke_without_command=True)
+@click.group(invoke_without_command=True, short_help="List digests; say why one did not come.")
 @json_option
 @database_options
 @click.pass_context

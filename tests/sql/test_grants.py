@@ -257,7 +257,16 @@ def test_other_functions_pin_their_path_too_unless_they_are_to_be_inlined(sql: S
              and not coalesce(p.proconfig @> array['search_path=pg_catalog, pg_temp'], false)
            order by 1"""
     )
-    inlined = ["clock", "cron_next", "is_plain", "is_small", "limit_applies", "limit_key", "limit_room", "urgency_priority"]
+    inlined = [
+        "clock",
+        "cron_next",
+        "is_plain",
+        "is_small",
+        "limit_applies",
+        "limit_key",
+        "limit_room",
+        "urgency_priority",
+    ]
     committing = [
         "call_sql_procedure",
         "keep_time",
