@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from procjobs.engine.unique import JobId, Unique
     from procjobs.engine.worker import ShutdownIncomplete, Worker
     from procjobs.errors import DependencyFailed, JobCancelled, JobFailed, JobNotOver, JobTimeout
+    from procjobs.packs.invitations import Invite, Invites
 
 __version__ = "0.1.0"
 
@@ -25,6 +26,8 @@ __all__ = [
     "Cancel",
     "DependencyFailed",
     "Discard",
+    "Invite",
+    "Invites",
     "JobCancelled",
     "JobFailed",
     "JobId",
@@ -48,6 +51,8 @@ _HOMES = {
     "ShutdownIncomplete": "procjobs.engine.worker",
     "Snooze": "procjobs.engine.retry",
     "Worker": "procjobs.engine.worker",
+    "Invite": "procjobs.packs.invitations",
+    "Invites": "procjobs.packs.invitations",
     "JobCancelled": "procjobs.errors",
     "JobFailed": "procjobs.errors",
     "JobNotOver": "procjobs.errors",

@@ -30,6 +30,7 @@ from procjobs.engine.unique import JobId, Unique
 from procjobs.engine.worker import Worker
 from procjobs.errors import SettingsError
 from procjobs.packs.digests import Digests
+from procjobs.packs.invitations import Invites
 
 if TYPE_CHECKING:
     from procrastinate.app import WorkerOptions
@@ -179,6 +180,8 @@ class App(Blueprint, procrastinate.App):
         self.schedules = Schedules(self.database)
         #: Who gets a digest of what: `await app.digests.list(recipient=...)`.
         self.digests = Digests(self.database)
+        #: Invitations: `await app.invites.create(organization, "ann@example.com", "member", invited_by=person)`.
+        self.invites = Invites(self.database)
 
     @property
     def settings(self) -> Settings:

@@ -27,6 +27,11 @@
      |    +-- InvalidNotification   PJ023
      |    +-- InvalidPolicy         PJ030
      |    +-- UnknownPolicy         PJ031
+     |    +-- InvalidInvite         PJ050
+     |    +-- InviteNotAllowed      PJ051
+     |    +-- InviteNotFound        PJ052
+     |    +-- InviteConflict        PJ053
+     |    +-- AlreadyMember         PJ054
      |    +-- InvalidDigest         PJ060
      |    +-- DigestNotFound        PJ061
      |    +-- DuplicateDigest       PJ062
@@ -50,6 +55,7 @@ from procrastinate.exceptions import ProcrastinateException
 
 __all__ = [
     "SQLSTATES",
+    "AlreadyMember",
     "ArgumentsMalformed",
     "ArgumentsTooDeep",
     "ArgumentsTooLarge",
@@ -63,6 +69,7 @@ __all__ = [
     "InvalidArguments",
     "InvalidCron",
     "InvalidDigest",
+    "InvalidInvite",
     "InvalidName",
     "InvalidNotification",
     "InvalidOption",
@@ -70,6 +77,9 @@ __all__ = [
     "InvalidRoutine",
     "InvalidState",
     "InvalidTrigger",
+    "InviteConflict",
+    "InviteNotAllowed",
+    "InviteNotFound",
     "JobCancelled",
     "JobFailed",
     "JobNotFound",
@@ -317,6 +327,36 @@ class UnknownPolicy(DatabaseError):
     """No table's policy has this name."""
 
     code = "PJ031"
+
+
+class InvalidInvite(DatabaseError):
+    """What is no e-mail address cannot be invited, and not for so long."""
+
+    code = "PJ050"
+
+
+class InviteNotAllowed(DatabaseError):
+    """The inviter may not give that role in that organization."""
+
+    code = "PJ051"
+
+
+class InviteNotFound(DatabaseError):
+    """No invitation has this id."""
+
+    code = "PJ052"
+
+
+class InviteConflict(DatabaseError):
+    """The invitation is in a state in which this cannot be done, or another one is in the way."""
+
+    code = "PJ053"
+
+
+class AlreadyMember(DatabaseError):
+    """Who is a member of the organization need not be invited."""
+
+    code = "PJ054"
 
 
 class InvalidDigest(DatabaseError):

@@ -200,6 +200,7 @@ class Settings:
     host: str = _setting("127.0.0.1", _text, "Address the web pages listen on")
     port: int = _setting(8080, _whole(0, 65535), "Port of the web pages; 0 is any free one")
     base_url: str | None = _setting(None, _url, "How users reach the web pages; used in links")
+    home_url: str | None = _setting(None, _url, "Your application, where pages for its people lead on to")
     app: str | None = _setting(None, _dotted, "Path of your procjobs.App, e.g. myapp.tasks.app")
     host_sql: Path | None = _setting(None, _path, "Your bindings of procjobs to your tables")
 

@@ -122,6 +122,10 @@ begin
     ('procjobs_reader', '{list_suppressed_addresses}'),
     ('procjobs_admin', '{suppress_address, unsuppress_address}'),
     ('procjobs_worker', '{tables_to_vacuum, note_vacuum, unreferenced_files}'),
+    ('procjobs_producer', '{create_invite, create_invites, resend_invite, revoke_invite, peek_invite, accept_invite, invite_register_url}'),
+    ('procjobs_worker', '{keep_letter_secret, process_pending_invites, expire_invites, send_invite}'),
+    ('procjobs_reader', '{list_invites}'),
+    ('procjobs_admin', '{process_pending_invites, expire_invites, send_invite}'),
     -- These act on the application's tables with their caller's rights: what they are made of is granted too.
     ('procjobs_worker', v_tables),
     ('procjobs_admin', v_tables),
@@ -148,7 +152,8 @@ begin
     ('procjobs_reader', '{suppressions}'),
     ('procjobs_admin', '{unsubscriptions}'),
     ('procjobs_admin', '{notification_jobs, notification_delivery_logs, unresolved_deliveries, delivery_policies, effects}'),
-    ('procjobs_admin', '{digest_schedules, digest_runs, notification_email_queue}')
+    ('procjobs_admin', '{digest_schedules, digest_runs, notification_email_queue}'),
+    ('procjobs_reader', '{invites}')
   loop
     continue when to_regrole(v_role) is null;
     for v_object in

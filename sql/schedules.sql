@@ -4,3 +4,4 @@
 select procjobs.declare_retention();
 
 select procjobs.declare_digests();
+select procjobs.declare_invitations();

@@ -69,6 +69,7 @@ class TestPlaces:
             "listen_dsn": "postgresql:///y",
             "app": "a.b",
             "base_url": "https://x.example",
+            "home_url": "https://y.example",
             "brand_logo_url": "https://x.example/logo.png",
             "brand_color": "#000000",
             "mail_from": "a@b.example",

@@ -16,6 +16,7 @@ from procjobs.cli import (
     breakers,
     dead,
     digests,
+    invites,
     jobs,
     limits,
     mail,
@@ -54,7 +55,7 @@ class Sections(click.Group):
             ),
         ),
         ("Schedules", (schedules.schedules, schedules.run, schedules.alerts)),
-        ("Messages", (mail.mail, breakers.deliveries, digests.digests)),
+        ("Messages", (mail.mail, breakers.deliveries, digests.digests, invites.invites)),
         ("Tools", (tools.psql, tools.bench, tools.completion)),
     )
 

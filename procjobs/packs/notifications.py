@@ -9,10 +9,12 @@ import asyncio
 import logging
 import os
 import random
+import secrets
 import socket
 import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from typing import Any, assert_never
 from uuid import UUID
 
@@ -126,6 +128,7 @@ async def send_notification(context: JobContext, notification_id: str) -> Discar
         notification_id,
         worker=_signature(context.worker_name),
         channels=channels,
+        site=app.settings.url,
     )
     if isinstance(outcome, Postponed):
         return Snooze(outcome.wait)
@@ -166,10 +169,12 @@ async def deliver(
     *,
     worker: str,
     channels: Channels | None = None,
+    site: str = "",
 ) -> Outcome | NothingToSend | Postponed:
     """One try to deliver a notification, recorded before and after it; returns what became of it.
 
-    worker: who tries, for the delivery log. channels: senders of other methods than email.
+    worker: who tries, for the delivery log. channels: senders of other methods than email. site: address of the web
+    pages, for links that open something.
     Raises DatabaseError when the try could not be begun.
     """
     row = await db.row("begin_delivery", p_notification=notification_id, p_worker=worker, p_domain=mailer.domain)
@@ -177,6 +182,9 @@ async def deliver(
         return NothingToSend(sent=row["status"] == "sent", reason=row["reason"])
     delivery = Delivery(**row)
     started = time.perf_counter()
+    if fault := await _add_secret(db, delivery, site):
+        await _record(db, delivery, Refused(None, fault), provider=mailer.server, took=0.0)
+        return NothingToSend(sent=False, reason=fault)
     if delivery.delivery_method == "email":
         outcome, provider = await _send_mail(delivery, mailer, brand), mailer.server
     elif channels is not None:
@@ -220,6 +228,23 @@ def _ways_out(url: str | None) -> dict[str, str]:
         return {}
     once = {"List-Unsubscribe-Post": "List-Unsubscribe=One-Click"} if url.lower().startswith("https:") else {}
     return {"List-Unsubscribe": f"<{url}>"} | once
+
+
+async def _add_secret(db: Calls, delivery: Delivery, site: str) -> str | None:
+    """Fill in `secret_url` where the content asks for one by `secret_path`; why the letter is not wanted any more.
+
+    The secret is in the mail and nowhere else. Each try has one of its own, and all of them work: nobody knows which
+    copy arrives.
+    """
+    path = delivery.content.get("secret_path")
+    if delivery.template == "notification" or not isinstance(path, str):
+        return None
+    secret = secrets.token_urlsafe(32)
+    fault: str | None = await db.value(
+        "keep_letter_secret", p_delivery=delivery.delivery_id, p_hash=sha256(secret.encode()).digest()
+    )
+    delivery.content["secret_url"] = f"{site}{path}{secret}"
+    return fault
 
 
 async def _record(db: Calls, delivery: Delivery, outcome: Outcome, *, provider: str, took: float) -> None:

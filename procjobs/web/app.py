@@ -21,7 +21,7 @@ from procjobs.db import Database
 from procjobs.letters import Brand
 from procjobs.mailcatcher import Mailbox
 from procjobs.settings import Settings
-from procjobs.web import pages, previews, unsubscribe
+from procjobs.web import invitations, pages, previews, public, unsubscribe
 from procjobs.web.guard import Guard, SecurityHeaders
 
 __all__ = ["create_app"]
@@ -59,7 +59,8 @@ def create_app(settings: Settings, dsn: str, *, mailbox: str | Path | None = Non
             Route("/unsubscribe/{token}", unsubscribe.ask, methods=["GET"], name="unsubscribe"),
             Route("/unsubscribe/{token}", unsubscribe.unsubscribe, methods=["POST"]),
             Route("/unsubscribe/{token}/undo", unsubscribe.resubscribe, methods=["POST"], name="resubscribe"),
-            Route("/brand.css", unsubscribe.brand_css, name="brand_css"),
+            Route("/brand.css", public.brand_css, name="brand_css"),
+            Route("/invite/{token}", invitations.page, methods=["GET", "POST"], name="invite"),
             Route("/health", health, name="health"),
             Route("/healthz", health),
             Route("/ready", ready, name="ready"),
@@ -73,6 +74,7 @@ def create_app(settings: Settings, dsn: str, *, mailbox: str | Path | None = Non
     app.state.guard = Guard(settings.host, settings.tokens)
     app.state.mailbox = Mailbox(Path(mailbox)) if mailbox else None
     app.state.version = __version__
+    app.state.settings = settings
     return app
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 from collections.abc import Iterable
+from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
@@ -17,21 +18,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = [
     "CONTENT_SECURITY_POLICY",
-    "FORM_POLICY",
     "HEADERS",
     "MAIL_POLICY",
     "Guard",
     "SecurityHeaders",
     "is_loopback",
+    "is_own",
 ]
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; frame-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-#: For pages that people without an account come to from a mail: one form, which goes back to where it came from.
-FORM_POLICY = (
-    "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 #: A mail is a stranger's document: no scripts, no requests, its own style attributes, and shown in our frame only.
 MAIL_POLICY = (
@@ -79,6 +76,19 @@ class Guard:
         if scheme.lower() != "bearer":
             return False
         return any(hmac.compare_digest(given.strip().encode(), token) for token in self._tokens)
+
+
+def is_own(request: HTTPConnection, base_url: str | None = None) -> bool:
+    """Whether a form was sent from a page of ours: what every browser says, and what programs, which say nothing, may.
+
+    base_url: under which name we are known, where a proxy stands before us. An origin of `null` is that of a page that
+    sends no referrer, as ours do; then Sec-Fetch-Site decides.
+    """
+    if (site := request.headers.get("sec-fetch-site")) is not None:
+        return site == "same-origin"
+    origin = request.headers.get("origin", "null")
+    own = {request.headers.get("host", ""), urlsplit(base_url or "").netloc} - {""}
+    return origin == "null" or urlsplit(origin).netloc in own
 
 
 def _host(request: HTTPConnection) -> str:

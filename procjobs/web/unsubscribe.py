@@ -13,15 +13,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from procjobs.errors import DatabaseUnavailable
-from procjobs.letters import Brand
-from procjobs.web.guard import FORM_POLICY
-from procjobs.web.pages import render
+from procjobs.web.public import answer
 
-__all__ = ["ask", "brand_css", "resubscribe", "unsubscribe"]
+__all__ = ["ask", "resubscribe", "unsubscribe"]
 
 #: What SQL would look at at all.
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,1000}")
-_HEADERS = {"content-security-policy": FORM_POLICY, "x-robots-tag": "noindex"}
 
 
 async def ask(request: Request) -> Response:
@@ -37,16 +34,6 @@ async def unsubscribe(request: Request) -> Response:
 async def resubscribe(request: Request) -> Response:
     """It goes on."""
     return await _answer(request, "resubscribe", "resumed")
-
-
-async def brand_css(request: Request) -> Response:
-    """The brand's colours, for style sheets."""
-    brand: Brand = request.app.state.brand
-    sheet = (
-        f":root {{ --brand: {brand.color}; --brand-ink: {brand.ink}; --brand-link: {brand.link}; }}\n"
-        f"@media (prefers-color-scheme: dark) {{ :root {{ --brand-link: {brand.dark_link}; }} }}\n"
-    )
-    return Response(sheet, media_type="text/css", headers={"cache-control": "public, max-age=3600"})
 
 
 async def _answer(request: Request, function: str, state: str) -> Response:
@@ -65,14 +52,12 @@ async def _answer(request: Request, function: str, state: str) -> Response:
             state = "stopped"
         elif state == "resumed" and not found["subscribed"]:
             state = "gone"
-    answer = render(
+    return answer(
         request,
         "unsubscribe.html",
         code=code,
+        sender=found["organization_name"] if found else None,
         state=state,
         found=found,
         token=token,
-        brand=request.app.state.brand,
     )
-    answer.headers.update(_HEADERS | ({"retry-after": "60"} if code == 503 else {}))
-    return answer

@@ -316,6 +316,25 @@ $$;
 comment on function procjobs.seed_demo_digests() is
   'Digests for the demo''s people, one due in the next minute, and notices that are mailed then.';
 
+create or replace function procjobs.seed_demo_invitations()
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  -- Each belongs to the other organization only, and joins with one click. The rows are all it takes: the next
+  -- procjobs.process_pending_invites sends the mail.
+  insert into procjobs.pending_invites (organization_id, email, role, invited_by, created_at, updated_at, expires_at)
+  select procjobs.demo_id(i.organization), i.person || '@harbourlane.example', i.role, procjobs.demo_id(i.inviter), c.now, c.now, c.now + interval '30 days'
+  from (values ('studio', 'liam', 'member', 'maya'), ('press', 'priya', 'admin', 'liam')) i (organization, person, role, inviter)
+  cross join procjobs.clock() c (now)
+  on conflict do nothing;
+end
+$$;
+comment on function procjobs.seed_demo_invitations() is
+  'Two invitations, for procjobs.invites: within two minutes their links are in the mailbox. The table procjobs_demo.invitations is another, '
+  'to show how an application''s own old rows are cleaned up.';
+
 create or replace function procjobs.seed_demo()
 returns table (recipient_id uuid, group_id uuid, organization_id uuid, user_id uuid, admin_id uuid)
 language plpgsql
@@ -346,6 +365,7 @@ begin
     perform procjobs.seed_demo_old_rows();
     perform procjobs.seed_demo_notifications();
     perform procjobs.seed_demo_digests();
+    perform procjobs.seed_demo_invitations();
   end if;
   return query
     select procjobs.demo_id('ingrid'), procjobs.demo_id('family'), procjobs.demo_id('studio'), procjobs.demo_id('maya'),

@@ -248,7 +248,7 @@ def test_a_digest_tells_once_what_is_new_and_unread(sql: Any, facts: Any, at: An
     assert content["update_ids"] == [str(three), str(two)] and content["more"] == 1
     assert (kind, template, urgency) == ("digest", "digest", "low")
     assert sql("select task_name, priority, pj_tags from procrastinate_jobs where id = %s", job) == [
-        ("procjobs.send_notification", -10, ["notification", "digest"])
+        ("procjobs.send_notification", -10, ["notification", "digest", "email"])
     ]
     at("2030-05-16 09:00Z")
     assert sql.one("select procjobs.create_digest_jobs()") == 1

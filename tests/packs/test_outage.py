@@ -125,7 +125,7 @@ async def test_a_refused_recipient_is_no_failure_of_the_server(
     dsn: str, sql: Any, recipient: UUID, server: MailServer
 ) -> None:
     sql("select procjobs.set_breaker('smtp', queue => 'notifications', tag => 'email', failures => 1)")
-    server.replies["RCPT"] = ["550 5.1.1 no such user", "450 4.2.1 busy"]
+    server.replies["RCPT"] = ["550 5.7.1 not wanted here", "450 4.2.1 busy"]
     enqueue(sql, recipient, 2)
     app = app_of(dsn, server.port)
     async with app.open_async():

@@ -111,7 +111,16 @@ DIGESTS = {
         "process_email_queue",
     },
 }  # fmt: skip
-MAY_EXECUTE = {role: functions | DIGESTS[role] for role, functions in MAY_EXECUTE.items()}
+INVITATIONS = {
+    "procjobs_producer": {
+        "create_invite", "create_invites", "resend_invite", "revoke_invite", "peek_invite", "accept_invite",
+        "invite_register_url",
+    },
+    "procjobs_worker": {"keep_letter_secret", "process_pending_invites", "expire_invites", "send_invite"},
+    "procjobs_reader": {"list_invites"},
+    "procjobs_admin": {"process_pending_invites", "expire_invites", "send_invite"},
+}  # fmt: skip
+MAY_EXECUTE = {role: functions | DIGESTS[role] | INVITATIONS[role] for role, functions in MAY_EXECUTE.items()}
 
 #: (role, relation) -> privileges
 MAY_USE = {
@@ -152,6 +161,7 @@ MAY_USE = {
     ("procjobs_reader", "retry_rules"): {"SELECT"},
     ("procjobs_reader", "suppressions"): {"SELECT"},
     ("procjobs_admin", "unsubscriptions"): {"SELECT"},
+    ("procjobs_reader", "invites"): {"SELECT"},
     **{("procjobs_admin", table): {"SELECT"} for table in ("notification_jobs", "notification_delivery_logs")},
     **{("procjobs_admin", table): {"SELECT"} for table in ("unresolved_deliveries", "delivery_policies", "effects")},
     **{

@@ -15,6 +15,7 @@ as $$
     'alert',
     'daily_report',
     'digest',
+    'invitation',
     'invoice',
     'notices',
     'reengagement',

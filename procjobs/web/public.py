@@ -1,0 +1,59 @@
+"""Pages that people without an account come to from a mail: one frame, one style, one policy.
+
+What they may do hangs on the token in the address alone. A GET changes nothing, since mail scanners fetch links.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from procjobs.letters import Brand, web_url
+from procjobs.web.pages import render
+
+__all__ = ["answer", "brand_css", "protection"]
+
+
+def answer(request: Request, template: str, *, code: int, sender: str | None = None, **values: Any) -> Response:
+    """A page for everybody, from a template that extends public.html; not kept, not found by search engines.
+
+    sender: whose page it looks like; None is the brand itself, with its logo.
+    """
+    brand: Brand = request.app.state.brand
+    page = render(
+        request,
+        template,
+        code=code,
+        brand=brand,
+        sender=sender or brand.name,
+        logo_url=web_url(brand.logo_url) if sender is None else None,
+        **values,
+    )
+    page.headers.update(protection(brand, code))
+    return page
+
+
+def protection(brand: Brand, code: int) -> dict[str, str]:
+    """Headers of every answer to such an address: our own style, the brand's logo, and forms that lead back here."""
+    logo = urlsplit(web_url(brand.logo_url) or "")
+    images = f"'self' {logo.scheme}://{logo.netloc}" if re.fullmatch(r"[\w.:\[\]-]+", logo.netloc) else "'self'"
+    policy = (
+        f"default-src 'none'; style-src 'self'; img-src {images}; base-uri 'none'; form-action 'self'; "
+        "frame-ancestors 'none'"
+    )
+    later = {"retry-after": "30"} if code == 503 else {}
+    return {"content-security-policy": policy, "x-robots-tag": "noindex, nofollow, noarchive"} | later
+
+
+async def brand_css(request: Request) -> Response:
+    """The brand's colours as a style sheet: a page's own policy allows none within it."""
+    brand: Brand = request.app.state.brand
+    sheet = (
+        f":root {{ --brand: {brand.color}; --brand-ink: {brand.ink}; --brand-link: {brand.link}; }}\n"
+        f"@media (prefers-color-scheme: dark) {{ :root {{ --brand-link: {brand.dark_link}; }} }}\n"
+    )
+    return Response(sheet, media_type="text/css", headers={"cache-control": "public, max-age=3600"})
