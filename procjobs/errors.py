@@ -35,6 +35,7 @@
      |    +-- InvalidDigest         PJ060
      |    +-- DigestNotFound        PJ061
      |    +-- DuplicateDigest       PJ062
+     |    +-- InvalidReminderStep   PJ070
      +-- DependencyFailed         what a task needs outside does not work; its breaker is told
      +-- JobTimeout               a run took longer than its task's timeout
      +-- JobFailed                the job that was waited for is a dead letter
@@ -74,6 +75,7 @@ __all__ = [
     "InvalidNotification",
     "InvalidOption",
     "InvalidPolicy",
+    "InvalidReminderStep",
     "InvalidRoutine",
     "InvalidState",
     "InvalidTrigger",
@@ -375,6 +377,12 @@ class DuplicateDigest(DatabaseError):
     """The recipient has a digest of that group and frequency already."""
 
     code = "PJ062"
+
+
+class InvalidReminderStep(DatabaseError):
+    """There can be no such step of reminders; DETAIL lists every problem."""
+
+    code = "PJ070"
 
 
 def _subclasses(cls: type[DatabaseError]) -> list[type[DatabaseError]]:

@@ -121,6 +121,9 @@ begin
     ('procjobs_producer', '{find_subscription, unsubscribe, resubscribe}'),
     ('procjobs_reader', '{list_suppressed_addresses}'),
     ('procjobs_admin', '{suppress_address, unsuppress_address}'),
+    ('procjobs_worker', '{create_payment_reminders, create_event_reminders}'),
+    ('procjobs_reader', '{list_reminders, list_reminder_steps}'),
+    ('procjobs_admin', '{set_reminder_step, drop_reminder_step, create_payment_reminders, create_event_reminders}'),
     ('procjobs_worker', '{tables_to_vacuum, note_vacuum, unreferenced_files}'),
     ('procjobs_producer', '{create_invite, create_invites, resend_invite, revoke_invite, peek_invite, accept_invite, invite_register_url}'),
     ('procjobs_worker', '{keep_letter_secret, process_pending_invites, expire_invites, send_invite}'),
@@ -153,7 +156,9 @@ begin
     ('procjobs_admin', '{unsubscriptions}'),
     ('procjobs_admin', '{notification_jobs, notification_delivery_logs, unresolved_deliveries, delivery_policies, effects}'),
     ('procjobs_admin', '{digest_schedules, digest_runs, notification_email_queue}'),
-    ('procjobs_reader', '{invites}')
+    ('procjobs_reader', '{invites}'),
+    ('procjobs_reader', '{reminders, reminder_steps}'),
+    ('procjobs_admin', '{payment_reminders, event_reminders}')
   loop
     continue when to_regrole(v_role) is null;
     for v_object in

@@ -5,3 +5,4 @@ select procjobs.declare_retention();
 
 select procjobs.declare_digests();
 select procjobs.declare_invitations();
+select procjobs.declare_reminders();

@@ -22,6 +22,7 @@ from procjobs.cli import (
     mail,
     pg_cron,
     queues,
+    reminders,
     retention,
     schedules,
     services,
@@ -55,7 +56,7 @@ class Sections(click.Group):
             ),
         ),
         ("Schedules", (schedules.schedules, schedules.run, schedules.alerts)),
-        ("Messages", (mail.mail, breakers.deliveries, digests.digests, invites.invites)),
+        ("Messages", (mail.mail, breakers.deliveries, digests.digests, invites.invites, reminders.reminders)),
         ("Tools", (tools.psql, tools.bench, tools.completion)),
     )
 

@@ -153,7 +153,7 @@ begin
   insert into procjobs_demo.event_attendees (event_id, person_id, remind_before)
   select procjobs.demo_id(a.event), procjobs.demo_id(a.person), a.remind_before
   from (values
-    ('screening', 'maya', interval '1 day'), ('screening', 'tomas', interval '2 hours'), ('screening', 'aiko', null),
+    ('screening', 'maya', interval '26 hours'), ('screening', 'tomas', interval '2 hours'), ('screening', 'aiko', null),
     ('party', 'maya', interval '1 day'), ('party', 'liam', interval '3 days')
   ) a (event, person, remind_before)
   on conflict do nothing;

@@ -120,7 +120,15 @@ INVITATIONS = {
     "procjobs_reader": {"list_invites"},
     "procjobs_admin": {"process_pending_invites", "expire_invites", "send_invite"},
 }  # fmt: skip
-MAY_EXECUTE = {role: functions | DIGESTS[role] | INVITATIONS[role] for role, functions in MAY_EXECUTE.items()}
+REMINDERS = {
+    "procjobs_producer": set(),
+    "procjobs_worker": {"create_payment_reminders", "create_event_reminders"},
+    "procjobs_reader": {"list_reminders", "list_reminder_steps"},
+    "procjobs_admin": {
+        "set_reminder_step", "drop_reminder_step", "create_payment_reminders", "create_event_reminders",
+    },
+}  # fmt: skip
+MAY_EXECUTE = {role: functions | DIGESTS[role] | INVITATIONS[role] | REMINDERS[role] for role, functions in MAY_EXECUTE.items()}
 
 #: (role, relation) -> privileges
 MAY_USE = {
@@ -162,6 +170,8 @@ MAY_USE = {
     ("procjobs_reader", "suppressions"): {"SELECT"},
     ("procjobs_admin", "unsubscriptions"): {"SELECT"},
     ("procjobs_reader", "invites"): {"SELECT"},
+    **{("procjobs_reader", relation): {"SELECT"} for relation in ("reminders", "reminder_steps")},
+    **{("procjobs_admin", table): {"SELECT"} for table in ("payment_reminders", "event_reminders")},
     **{("procjobs_admin", table): {"SELECT"} for table in ("notification_jobs", "notification_delivery_logs")},
     **{("procjobs_admin", table): {"SELECT"} for table in ("unresolved_deliveries", "delivery_policies", "effects")},
     **{
@@ -275,6 +285,7 @@ def test_other_functions_pin_their_path_too_unless_they_are_to_be_inlined(sql: S
         "limit_applies",
         "limit_key",
         "limit_room",
+        "shift_local",
         "urgency_priority",
     ]
     committing = [

@@ -257,6 +257,7 @@ as $$
 declare
   v_problem text := procjobs.address_problem(p_job.delivery_method, p_address);
   v_suppression text := case when p_job.delivery_method = 'email' then procjobs.suppression_of(p_address) end;
+  v_untrue text := procjobs.reminder_obstacle(p_job);
 begin
   if v_problem is not null then
     return query select 'failed'::text, format('the recipient is gone or %s any more', v_problem);
@@ -264,9 +265,11 @@ begin
     return query select 'failed'::text, v_suppression;
   elsif procjobs.is_unsubscribed(procjobs.subscription_of(p_job)) then
     return query select 'cancelled'::text, 'the recipient has unsubscribed'::text;
+  elsif v_untrue is not null then
+    return query select 'cancelled'::text, v_untrue;
   end if;
 end
 $$;
 comment on function procjobs.delivery_obstacle(procjobs.notification_jobs, text) is
   'Why a notification is not to be sent, and how it ends for that: the addressee is gone, the address suppressed, or it was unsubscribed '
-  'from. No row if it may go.';
+  'from, or a reminder is not true any more. No row if it may go.';

@@ -1,0 +1,154 @@
+-- Reminders of events that come.
+-- Owns:        procjobs.event_reminders.
+-- Lock order:  the ledger, by event and person; then procrastinate_jobs, then notification_jobs.
+-- As with payments: one query, and a row of the ledger before its mail.
+
+create or replace function procjobs.coming_events(p_now timestamptz)
+returns table (id uuid, starts_at timestamptz, organization_id uuid, zone text)
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $$
+#variable_conflict use_column
+begin
+  return query
+  with coming as materialized (
+    select e.id, e.starts_at, e.organization_id, e.timezone
+    from procjobs.host_events e
+    where e.starts_at > p_now
+      and isfinite(e.starts_at)
+      and e.is_cancelled is not true
+  ),
+  zone as materialized (
+    select z.name, procjobs.zone_or_null(z.name) as known from (select distinct c.timezone from coming c) z (name)
+  )
+  select c.id, c.starts_at, c.organization_id, coalesce(z.known, 'UTC')
+  from coming c
+  left join zone z on z.name = c.timezone;
+end
+$$;
+comment on function procjobs.coming_events(timestamptz) is
+  'Events that have not begun and are not cancelled, and the zone of the place; UTC where that is not known.';
+
+create or replace function procjobs.due_event_reminders(p_now timestamptz)
+returns setof procjobs.event_reminders
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $$
+begin
+  return query
+  with step as materialized (
+    select s.name, s.before from procjobs.reminder_steps s where s.kind = 'event' and s.enabled
+  ),
+  coming as materialized (
+    select c.* from procjobs.coming_events(p_now) c
+  ),
+  due as materialized (
+    select c.id, c.starts_at, c.organization_id, a.person_id, s.name as step
+    from coming c
+    join procjobs.host_event_attendees a on a.event_id = c.id and a.remind_before is not null
+      -- Roughly, before calendars and zones are looked at: most starts are far away.
+      and c.starts_at - p_now <= greatest(a.remind_before, (select max(t.before) from step t)) * 1.1 + interval '2 days'
+    cross join lateral (
+      select t.name
+      from step t
+      where procjobs.shift_local(c.starts_at, -coalesce(t.before, a.remind_before), c.zone) <= p_now
+      order by coalesce(t.before, a.remind_before), t.name
+      limit 1
+    ) s
+  ),
+  left_over as materialized (
+    select d.*
+    from due d
+    where not exists (
+      select
+      from procjobs.event_reminders r
+      where (r.event_id, r.person_id, r.starts_at, r.step) = (d.id, d.person_id, d.starts_at, d.step)
+        and r.outcome = 'created'
+    )
+  ),
+  known as (
+    select l.*, p.id is not null as there, coalesce(procjobs.zone_or_null(p.timezone), procjobs.zone_or_null(o.timezone), 'UTC') as zone,
+      case when btrim(p.email) <> '' then 'created' else 'unreachable' end as outcome
+    from left_over l
+    left join procjobs.host_people p on p.id = l.person_id
+    left join procjobs.host_organizations o on o.id = l.organization_id
+  )
+  select
+    null::bigint, k.id, k.person_id, k.step, k.starts_at, (p_now at time zone k.zone)::date, k.zone, p_now, k.outcome, case
+      when k.outcome = 'created' then null
+      when not k.there then 'the person is not there any more'
+      else 'the person has no e-mail address'
+    end, null::uuid
+  from known k
+  where k.outcome = 'created' or not exists (
+    select
+    from procjobs.event_reminders r
+    where (r.event_id, r.person_id, r.starts_at, r.step, r.outcome) = (k.id, k.person_id, k.starts_at, k.step, k.outcome)
+  )
+  order by k.id, k.person_id;
+end
+$$;
+comment on function procjobs.due_event_reminders(timestamptz) is
+  'Rows that the ledger of events is to get: of each person at an event that has not begun the latest step that has come, if it was not sent for this '
+  'start. Who wants no reminder (remind_before is null) gets none. Days count by the clocks of the place.';
+
+create or replace function procjobs.event_letters(p_ids bigint[])
+returns table (id bigint, content jsonb, urgency text)
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  return query
+  select r.id, jsonb_strip_nulls(jsonb_build_object(
+      'heading', s.heading, 'words', s.words, 'title', left(coalesce(e.title, 'An event'), 200), 'organization', left(o.name, 200), 'starts_at', r.starts_at,
+      'ends_at', e.ends_at, 'place_timezone', coalesce(procjobs.zone_or_null(e.timezone), 'UTC'), 'location', left(e.location, 500),
+      'url', e.url)), s.urgency
+  from procjobs.event_reminders r
+  join procjobs.reminder_steps s on s.kind = 'event' and s.name = r.step
+  join procjobs.host_events e on e.id = r.event_id
+  left join procjobs.host_organizations o on o.id = e.organization_id
+  where r.id = any (p_ids);
+end
+$$;
+comment on function procjobs.event_letters(bigint[]) is 'What the mails of these rows of the ledger of events say.';
+
+create or replace function procjobs.create_event_reminders()
+returns integer
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $$
+declare
+  v_ids bigint[];
+  v_count integer;
+begin
+  if to_regclass('procjobs.host_events') is null then
+    return 0;  -- an application without events has nobody to remind
+  end if;
+  perform procjobs.require_host('host_events', 'host_event_attendees', 'host_people', 'host_organizations');
+  with noted as (
+    insert into procjobs.event_reminders as r (
+      event_id, person_id, step, starts_at, local_day, timezone, created_at, outcome, reason)
+    select d.event_id, d.person_id, d.step, d.starts_at, d.local_day, d.timezone, d.created_at, d.outcome, d.reason
+    from procjobs.due_event_reminders(procjobs.clock()) d
+    on conflict do nothing
+    returning r.id, r.outcome
+  )
+  select array_agg(n.id) into v_ids from noted n where n.outcome = 'created';
+  update procjobs.event_reminders r
+  set notification_id = procjobs.enqueue_letter('event_reminder', l.content, person => r.person_id, urgency => l.urgency)
+  from procjobs.event_letters(v_ids) l
+  where r.id = l.id;
+  get diagnostics v_count = row_count;
+  return v_count;
+end
+$$;
+comment on function procjobs.create_event_reminders() is
+  'Requests the reminders of events that are due, each once however many call it at the same time, and notes those whom nobody can reach. '
+  'Returns how many mails. Called every minute by the schedule of this name. Definer: the worker and admin roles have no rights on tables.';
