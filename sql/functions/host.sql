@@ -26,7 +26,7 @@ as $$
     ('host_people', 'view', 9, 'last_active_at', 'timestamptz', 'Last seen; null if never.', null),
 
     ('host_organizations', 'view', 0, null, null, 'Organizations, teams or tenants that people belong '
-      'to.', 'notifications, invitations, reports, invoices'),
+      'to.', 'every mail, invitations, reminders, reports, invoices'),
     ('host_organizations', 'view', 1, 'id', 'uuid', 'Identifies the organization, for ever.', null),
     ('host_organizations', 'view', 2, 'name', 'text', 'Shown in mails and pages.', null),
     ('host_organizations', 'view', 3, 'timezone', 'text', 'IANA zone of its reports and reminders.', null),
@@ -41,7 +41,7 @@ as $$
     ('host_memberships', 'view', 4, 'joined_at', 'timestamptz', 'Since when.', null),
 
     ('host_recipients', 'view', 0, null, null, 'Whoever may receive something: people themselves, and those whom they '
-      'look after.', 'notifications, digests'),
+      'look after.', 'every mail, digests'),
     ('host_recipients', 'view', 1, 'id', 'uuid', 'Identifies the recipient; for a person, the person''s own id.', null),
     ('host_recipients', 'view', 2, 'owner_id', 'uuid', 'host_people.id of the person who may see and cancel what goes '
       'to the recipient.', null),
@@ -56,7 +56,7 @@ as $$
       'none.', null),
 
     ('host_groups', 'view', 0, null, null, 'Groups that share updates: families, channels, '
-      'projects.', 'notifications, digests'),
+      'projects.', 'every mail, digests'),
     ('host_groups', 'view', 1, 'id', 'uuid', 'Identifies the group, for ever.', null),
     ('host_groups', 'view', 2, 'organization_id', 'uuid', 'host_organizations.id; null if it belongs to none.', null),
     ('host_groups', 'view', 3, 'name', 'text', 'Shown in mails.', null),
@@ -68,7 +68,7 @@ as $$
     ('host_group_recipients', 'view', 3, 'muted_until', 'timestamptz', 'No digest before; infinity: nothing until unmuted; '
       'null: not muted.', null),
 
-    ('host_updates', 'view', 0, null, null, 'What was shared in groups.', 'notifications, digests'),
+    ('host_updates', 'view', 0, null, null, 'What was shared in groups.', 'every mail, digests'),
     ('host_updates', 'view', 1, 'id', 'uuid', 'Identifies the update, for ever.', null),
     ('host_updates', 'view', 2, 'group_id', 'uuid', 'host_groups.id', null),
     ('host_updates', 'view', 3, 'author_name', 'text', 'Who shared it.', null),
@@ -176,7 +176,7 @@ as $$
       'base_url.', 'invitations'),
     ('host_mute', 'function', 0, 'p_recipient uuid, p_group uuid, p_until timestamp with time '
       'zone', 'boolean', 'Mutes a group for a recipient (one-click unsubscribe); null unmutes. True if something '
-      'changed.', 'digests'),
+      'changed.', 'unsubscribing from a group'),
     ('host_calendar_token', 'function', 0, 'p_calendar uuid, p_person uuid', 'text', 'Access token for the person''s '
       'calendar at the provider; null if access was never given or was withdrawn. A function, so that the secret is '
       'in no view.', 'calendar sync')

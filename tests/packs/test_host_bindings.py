@@ -58,6 +58,15 @@ def test_every_binding_and_column_is_documented(sql: Any) -> None:
     assert missing == []
 
 
+def test_what_needs_a_binding_is_said_the_same_everywhere(sql: Any) -> None:
+    page = (ROOT / "docs/host-bindings.md").read_text(encoding="utf-8")
+    for object_, kind, needed in sql("select object, kind, needed_for from procjobs.list_host_bindings()"):
+        above = rf"-- Needed for: {re.escape(needed)}\.\ncreate or replace {kind} procjobs\.{object_}\b"
+        assert re.search(above, template()), object_
+        listed = rf"### `{object_}`\n\n[^\n]* Needed for: {re.escape(needed)}\.\n"
+        assert re.search(listed if kind == "view" else rf"\| `{object_}\(.*\| {re.escape(needed)} \|\n", page), object_
+
+
 def test_the_default_binds_everything(sql: Any) -> None:
     rows = sql("select object, kind, bound, problem from procjobs.list_host_bindings()")
     assert [row for row in rows if not row[2] or row[3]] == []

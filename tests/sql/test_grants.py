@@ -128,7 +128,9 @@ REMINDERS = {
         "set_reminder_step", "drop_reminder_step", "create_payment_reminders", "create_event_reminders",
     },
 }  # fmt: skip
-MAY_EXECUTE = {role: functions | DIGESTS[role] | INVITATIONS[role] | REMINDERS[role] for role, functions in MAY_EXECUTE.items()}
+MAY_EXECUTE = {
+    role: functions | DIGESTS[role] | INVITATIONS[role] | REMINDERS[role] for role, functions in MAY_EXECUTE.items()
+}
 
 #: (role, relation) -> privileges
 MAY_USE = {

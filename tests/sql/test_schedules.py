@@ -406,7 +406,9 @@ def test_a_group_is_switched_together(sql: Sql, now: Now) -> None:
     sql("select procjobs.set_schedule_group('cleanup', true)")
     assert sql.one("select procjobs.tick()") == 2
     assert sql("select name from procjobs.schedule_list where state <> 'active'") == [("b",)]
-    assert sql("select name, enabled, schedules from procjobs.schedule_group_list where schedules > 0") == [("cleanup", True, 3)]
+    assert sql("select name, enabled, schedules from procjobs.schedule_group_list where schedules > 0") == [
+        ("cleanup", True, 3)
+    ]
 
 
 def test_the_default_zone_moves_those_that_name_none_and_nothing_is_made_up_for(

@@ -48,7 +48,7 @@ where false;
 */
 
 -- Organizations, teams or tenants that people belong to.
--- Needed for: notifications, invitations, reports, invoices.
+-- Needed for: every mail, invitations, reminders, reports, invoices.
 create or replace view procjobs.host_organizations as
 select
   null::uuid as id,        -- Identifies the organization, for ever.
@@ -77,7 +77,7 @@ where false;
 */
 
 -- Whoever may receive something: people themselves, and those whom they look after.
--- Needed for: notifications, digests.
+-- Needed for: every mail, digests.
 create or replace view procjobs.host_recipients as
 select
   null::uuid as id,            -- Identifies the recipient; for a person, the person's own id.
@@ -98,7 +98,7 @@ where false;
 */
 
 -- Groups that share updates: families, channels, projects.
--- Needed for: notifications, digests.
+-- Needed for: every mail, digests.
 create or replace view procjobs.host_groups as
 select
   null::uuid as id,               -- Identifies the group, for ever.
@@ -124,7 +124,7 @@ where false;
 */
 
 -- What was shared in groups.
--- Needed for: notifications, digests.
+-- Needed for: every mail, digests.
 create or replace view procjobs.host_updates as
 select
   null::uuid as id,                 -- Identifies the update, for ever.
@@ -367,7 +367,7 @@ as $$
 $$;
 
 -- Mutes a group for a recipient (one-click unsubscribe); null unmutes. True if something changed.
--- Needed for: digests.
+-- Needed for: unsubscribing from a group.
 create or replace function procjobs.host_mute(p_recipient uuid, p_group uuid, p_until timestamptz)
 returns boolean
 language sql
