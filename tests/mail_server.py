@@ -70,7 +70,7 @@ class MailServer:
             warnings.simplefilter("ignore")  # a login without TLS: it is a test
             return _Protocol(
                 self,
-                self,
+                _Handler(self),
                 hostname="mail.example",
                 enable_SMTPUTF8=self.utf8,
                 tls_context=None if self.implicit_tls else self.tls_context,
@@ -85,7 +85,8 @@ class MailServer:
         given = (data.login.decode(), data.password.decode()) if isinstance(data, LoginPassword) else None
         return AuthResult(success=given == self.login, handled=False)
 
-    async def _answer(self, stage: str, server: SMTP, usual: str) -> str:
+    async def answer(self, stage: str, server: SMTP, usual: str) -> str:
+        """The reply to give at a stage: the next of `replies`, or the usual one."""
         left = self.replies.get(stage)
         reply = left.pop(0) if left else usual
         if reply == HANG:
@@ -96,10 +97,18 @@ class MailServer:
             await asyncio.Event().wait()
         return reply
 
+
+class _Handler:
+    """What aiosmtpd calls. It looks at every attribute of its handler for each connection: the server itself would read
+    all its mail then."""
+
+    def __init__(self, owner: MailServer) -> None:
+        self._owner = owner
+
     async def handle_MAIL(  # noqa: N802
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
-        reply = await self._answer("MAIL", server, "250 OK")
+        reply = await self._owner.answer("MAIL", server, "250 OK")
         if reply.startswith("250"):
             envelope.mail_from = address
         return reply
@@ -107,18 +116,18 @@ class MailServer:
     async def handle_RCPT(  # noqa: N802
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
-        reply = await self._answer("RCPT", server, "250 OK")
+        reply = await self._owner.answer("RCPT", server, "250 OK")
         if reply.startswith("250"):
             envelope.rcpt_tos.append(address)
         return reply
 
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802
-        reply = await self._answer("DATA", server, f"250 queued as {len(self.raw) + 1}")
+        reply = await self._owner.answer("DATA", server, f"250 queued as {len(self._owner.raw) + 1}")
         if reply.startswith("250"):
             assert isinstance(envelope.content, bytes)
-            self.raw.append(envelope.content)
-            self.recipients.append(list(envelope.rcpt_tos))
-            self.encrypted.append(_transport(server).get_extra_info("ssl_object") is not None)
+            self._owner.raw.append(envelope.content)
+            self._owner.recipients.append(list(envelope.rcpt_tos))
+            self._owner.encrypted.append(_transport(server).get_extra_info("ssl_object") is not None)
         return reply
 
 

@@ -94,7 +94,7 @@ async def test_what_host_sql_does_not_bind_is_named_with_what_needs_it(empty_dsn
     (tmp_path / "host.sql").write_text("select 1;\n")
     migrate(empty_dsn, host_sql=tmp_path / "host.sql")
     (said,) = about(await examine(Settings(host_sql=tmp_path / "host.sql"), empty_dsn), "host", "ok")
-    assert said.startswith("0 of ") and "host_groups (notifications, digests)" in said
+    assert said.startswith("0 of ") and "host_groups (every mail" in said
 
 
 async def test_a_binding_that_was_changed_by_hand_is_drift(dsn: str, sql: Any) -> None:

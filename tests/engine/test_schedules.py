@@ -208,7 +208,7 @@ def test_the_environment_is_written_when_it_says_something_else(sql: Sql) -> Non
     assert say("Europe/Paris", cleanup=False) == []
     sql("select procjobs.set_schedule_group('cleanup', true), procjobs.set_cron_timezone('Asia/Tokyo')")
     assert say("Europe/Paris", cleanup=False) == [], "what SQL switched since then stays"
-    assert sql("select enabled from procjobs.schedule_groups") == [(True,)]
+    assert sql("select enabled from procjobs.schedule_groups where name = 'cleanup'") == [(True,)]
     assert sql.one("select procjobs.cron_timezone()") == "Asia/Tokyo"
     assert say("UTC", cleanup=True, email_queue=True) == ["time zone UTC", "group cleanup on", "group email_queue on"]
 
