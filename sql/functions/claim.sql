@@ -340,6 +340,7 @@ declare
   v_limited boolean;
   v_ids bigint[];
   v_keys jsonb;
+  v_at timestamptz;
   v_away bigint[];
   v_away_by text[];
   v_started bigint[] := '{}'::bigint[];
@@ -376,8 +377,9 @@ begin
 
       v_ids := v_pass.taken[1:v_missing];
       v_keys := null;
+      v_at := procjobs.clock();
       if v_limited and cardinality(v_ids) > 0 then
-        select a.admitted, a.keys, a.turned_away, a.turned_by into v_ids, v_keys, v_away, v_away_by
+        select a.admitted, a.keys, a.turned_away, a.turned_by, a.at into v_ids, v_keys, v_away, v_away_by, v_at
         from procjobs.admit_jobs(v_pass.taken, v_missing, v_round = 1) a;
         if v_away is not null then
           perform procjobs.turn_away(v_away, v_away_by);
@@ -385,7 +387,7 @@ begin
         end if;
       end if;
 
-      v_started := v_started || procjobs.start_jobs(v_ids, p_worker, p_timeouts, v_keys);
+      v_started := v_started || procjobs.start_jobs(v_ids, p_worker, p_timeouts, v_keys, v_at);
       v_missing := v_missing - cardinality(v_ids);
       exit when v_missing <= 0 or v_pass.set_aside = 0 and not (v_pass.overtaken and v_width < c_widest);
       v_width := least(c_widest, greatest(2 * v_width, v_missing, case when v_pass.set_aside > 0 then 200 end));
@@ -403,13 +405,12 @@ comment on function procjobs.claim_judged(bigint, text[], integer, text[], jsonb
   'The claim where jobs must be judged: locks, limits, unknown and paused tasks, several queues, fair and ageing ones; p_only_known: for sessions, which look at nothing else. '
   'Returns the jobs that it started.';
 
-create or replace function procjobs.start_jobs(p_ids bigint[], p_worker bigint, p_timeouts jsonb, p_keys jsonb)
+drop function if exists procjobs.start_jobs(bigint[], bigint, jsonb, jsonb);
+create or replace function procjobs.start_jobs(p_ids bigint[], p_worker bigint, p_timeouts jsonb, p_keys jsonb, p_at timestamptz)
 returns bigint[]
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
-declare
-  v_now timestamptz := procjobs.clock();
 begin
   -- Not with an empty array, which the planner takes for a proof that any partial index will do.
   if cardinality(p_ids) > 0 then
@@ -417,8 +418,8 @@ begin
     set status = 'doing',
         worker_id = p_worker,
         pj_lease = j.pj_lease + 1,
-        pj_started_at = v_now,
-        pj_deadline = v_now + coalesce(j.pj_timeout, (p_timeouts ->> j.task_name)::interval),
+        pj_started_at = p_at,
+        pj_deadline = p_at + coalesce(j.pj_timeout, (p_timeouts ->> j.task_name)::interval),
         pj_limits = case when p_keys is not null then (
           select array_agg(k) from jsonb_array_elements_text(p_keys -> j.id::text) k
         ) end
@@ -427,8 +428,8 @@ begin
   return coalesce(p_ids, '{}');
 end
 $$;
-comment on function procjobs.start_jobs(bigint[], bigint, jsonb, jsonb) is
-  'Starts jobs that the caller has locked and judged; p_keys: the limits that each counts for. Returns their ids.';
+comment on function procjobs.start_jobs(bigint[], bigint, jsonb, jsonb, timestamptz) is
+  'Starts jobs that the caller has locked and judged; p_keys: the limits that each counts for; p_at: when, as those counted it. Returns their ids.';
 
 drop function if exists procjobs.claim_jobs(bigint, text[], integer);
 create or replace function procjobs.claim_jobs(p_worker bigint, p_queues text[], p_max_jobs integer)

@@ -126,8 +126,9 @@ $$;
 comment on function procjobs.take_limit_state(text[], text[], boolean) is
   'Locks the rows of these keys, made if need be, in the order of the keys; without p_wait those that nobody else holds. Returns the keys.';
 
+drop function if exists procjobs.admit_jobs(bigint[], integer, boolean);
 create or replace function procjobs.admit_jobs(p_ids bigint[], p_max_jobs integer, p_wait boolean)
-returns table (admitted bigint[], keys jsonb, turned_away bigint[], turned_by text[])
+returns table (admitted bigint[], keys jsonb, turned_away bigint[], turned_by text[], at timestamptz)
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
@@ -144,7 +145,6 @@ declare
   v_over bigint[];
   v_by text[];
   v_counts integer[];
-  v_now timestamptz;
 begin
   admitted := p_ids;
   select array_agg(m.id), array_agg(m.key), array_agg(m.name)
@@ -159,16 +159,17 @@ begin
   where m.key is not null;
   if v_ids is null then
     admitted := admitted[1:p_max_jobs];
+    at := procjobs.clock();
     return next;
     return;
   end if;
 
   v_taken := procjobs.take_limit_state(v_keys, v_names, p_wait);
-  v_now := procjobs.wall_clock();
+  at := procjobs.wall_clock();
   -- One limit after the other: what one turns away does not count for the next.
   for v_limit in select distinct n from unnest(v_names) n order by n loop
     with room as materialized (
-      select r.key, r.room from procjobs.limit_room(v_taken, v_now) r
+      select r.key, r.room from procjobs.limit_room(v_taken, at) r
     )
     select array_agg(r.id), array_agg(r.key)
     into v_over, v_by
@@ -210,13 +211,13 @@ begin
     (select array_agg(c.key order by c.key) from (select distinct key from let) c),
     (select array_agg(c.n order by c.key) from (select key, count(*)::integer as n from let group by key) c)
   into keys, v_keys, v_counts;
-  perform procjobs.note_starts(v_keys, v_counts, v_now);
+  perform procjobs.note_starts(v_keys, v_counts, at);
   return next;
 end
 $$;
 comment on function procjobs.admit_jobs(bigint[], integer, boolean) is
   'Which of these jobs, locked by the caller and in this order, the limits let start now, at most p_max_jobs; and those turned away, with the key of the limit. '
-  'Counts the starts and makes the grants (keys: by job). Without p_wait the keys that another claim holds have no room.';
+  'Counts the starts, as of `at`, and makes the grants (keys: by job). Without p_wait the keys that another claim holds have no room.';
 
 create or replace function procjobs.turn_away(p_ids bigint[], p_keys text[])
 returns void
