@@ -28,10 +28,11 @@ def fill(sql: Sql, first: int = 1) -> None:
 
 
 class Probe(threading.Thread):
-    """Somebody who works on the same table: locks due rows and changes young ones, and notes how long that took."""
+    """Somebody who works on a table: locks due rows and changes young ones, and notes how long that took."""
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, table: str) -> None:
         super().__init__(daemon=True)
+        self._table = table
         self.waits: list[float] = []
         self.done = threading.Event()
         self._dsn = dsn
@@ -45,9 +46,9 @@ class Probe(threading.Thread):
                 begun = time.perf_counter()
                 # The oldest row that is still there is the one whose turn is next, or is just being deleted.
                 connection.execute(
-                    "select from notes where at < now() - interval '30 days' order by at limit 1 for update"
+                    f"select from {self._table} where at < now() - interval '30 days' order by at limit 1 for update"
                 )
-                connection.execute("update notes set words = words where id = %s", [-1 - number % YOUNG])
+                connection.execute(f"update {self._table} set words = words where id = %s", [-1 - number % YOUNG])
                 self.waits.append(time.perf_counter() - begun)
 
 
@@ -63,7 +64,9 @@ def test_a_million_rows_go_while_others_work(dsn: str, sql: Sql, eventually: Cal
     sql("select procjobs.set_table_policy('old_notes', 'notes', 'at', '30 days')")
     full = sql.one("select pg_table_size('notes')")
 
-    probe = Probe(dsn)
+    sql("create table public.others (like notes including all)")
+    sql("insert into others select * from notes order by at limit 1000")
+    probe, control = Probe(dsn, "notes"), Probe(dsn, "others")
     try:
         with opened(dsn) as other:
             pid = other.sql.one("select pg_backend_pid()")
@@ -79,15 +82,18 @@ def test_a_million_rows_go_while_others_work(dsn: str, sql: Sql, eventually: Cal
         ((rows,),) = sql("call procjobs.work_retention('old_notes')")
         assert rows == left - YOUNG or rows == left - YOUNG - 1  # the one that the probe held last
     finally:
-        probe.done.set()
-        probe.join()
+        for thread in (probe, control):
+            thread.done.set()
+            thread.join()
     sql("call procjobs.work_retention('old_notes')")
     assert sql.one("select count(*) from notes") == YOUNG
 
     slowest = max(took.total_seconds() for (took,) in sql("select slowest from procjobs.table_retention_runs"))
     assert len(probe.waits) > 100
-    assert max(probe.waits) < 0.1, f"somebody waited, the longest batch took {slowest:.3f} s"
-    assert slowest < 0.1
+    busy = max(control.waits)  # how long whoever works on another table waits for this machine
+    assert max(probe.waits) < 0.1 + busy, f"somebody waited, the longest batch took {slowest:.3f} s"
+    assert slowest < 0.1 + busy
+    print(f"longest wait {max(probe.waits):.3f} s, on another table {busy:.3f} s, longest batch {slowest:.3f} s")
 
     for again in (1, 2):
         sql("vacuum notes")

@@ -294,17 +294,18 @@ immutable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  -- Locks are held as long as a batch takes, with its commit: half of the 100 ms that they may be held.
+  -- Locks are held as long as a batch takes, with its commit: a quarter of the 100 ms that they may be held, since a
+  -- busy machine may take its time.
   if p_run.batches > p_batches_before then
     p_run.size := greatest(1, least(p_run.batch, 2 * p_run.size,
-      p_run.size * 0.05 / greatest(p_took, 0.001)));
+      p_run.size * 0.025 / greatest(p_took, 0.001)));
     p_run.slowest := greatest(p_run.slowest, make_interval(secs => p_took));
   end if;
   return p_run;
 end
 $$;
 comment on function procjobs.clean_pace(procjobs.cleaning, integer, double precision) is
-  'How many rows the next batch takes, by how many seconds the last one did: towards 50 ms, at most twice as many.';
+  'How many rows the next batch takes, by how many seconds the last one did: towards 25 ms, at most twice as many.';
 
 create or replace function procjobs.note_cleaning(p_run procjobs.cleaning)
 returns void
