@@ -22,6 +22,7 @@ set jit = off
 as $$
 declare
   v_now timestamptz := procjobs.clock();
+  v_sequence regclass := pg_get_serial_sequence('public.procrastinate_jobs', 'id');
   v_queue text;
   v_jobs bigint[];
 begin
@@ -34,7 +35,7 @@ begin
   where t.name = 'procjobs.send_notification';
 
   -- As insert_jobs does it, for jobs that have no key and no limit to mind.
-  v_jobs := array(select nextval(pg_get_serial_sequence('public.procrastinate_jobs', 'id')) from unnest(p_ids));
+  v_jobs := array(select nextval(v_sequence) from unnest(p_ids));
   perform set_config('procjobs.args_checked', 'on', true), set_config('procjobs.letters_new', 'on', true);
   insert into public.procrastinate_jobs (id, task_name, queue_name, priority, args, scheduled_at, pj_tags)
   select
