@@ -254,7 +254,7 @@ def test_the_batch_adapts_to_the_time_it_takes(sql: Sql) -> None:
 
     assert next_size(400, 0.01) == 800
     assert next_size(800, 0.01) == 1000
-    assert next_size(1000, 0.5) == 100
+    assert next_size(1000, 0.25) == 100
     assert next_size(1, 10.0) == 1
 
 
