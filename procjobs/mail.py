@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.header import Header
-from email.headerregistry import Address
+from email.headerregistry import Address, HeaderRegistry
 from email.message import EmailMessage
 from email.policy import EmailPolicy
 from email.utils import format_datetime, parseaddr
@@ -113,6 +113,20 @@ class Mail:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+class _Registry(HeaderRegistry):
+    """The standard library's, which makes a class anew for each header of each mail: a fifth of the time of composing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._classes: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        name = name.lower()
+        if name not in self._classes:
+            self._classes[name] = super().__getitem__(name)
+        return self._classes[name]
+
+
 class _Policy(EmailPolicy):
     """SMTP's policy, but for what the standard library spoils: long words, and spaces between encoded words."""
 
@@ -135,8 +149,8 @@ def _encoded(name: str, value: str) -> bytes:
     return f"{name}: {encoded}{rest}\r\n".encode("ascii")
 
 
-_SMTP = _Policy(linesep="\r\n")
-_SMTPUTF8 = _Policy(linesep="\r\n", utf8=True)
+_SMTP = _Policy(linesep="\r\n", header_factory=_Registry())
+_SMTPUTF8 = _SMTP.clone(utf8=True)
 
 
 def _address(name: str, address: str) -> Address:
