@@ -114,7 +114,7 @@ class Mail:
 
 
 class _Registry(HeaderRegistry):
-    """The standard library's, which makes a class anew for each header of each mail: a fifth of the time of composing."""
+    """The standard library's, which makes a class for each header of each mail: a fifth of the time of composing."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -84,7 +84,7 @@ begin
     ('procjobs_worker', '{
       register_worker, register_tasks, heartbeat, drain_worker, stop_worker,
       claim_jobs, finish_jobs, settle_jobs, release_unknown, abort_requests,
-      rescue_jobs, upkeep, ensure_history_partitions, delete_old_jobs,
+      rescue_jobs, upkeep, promote_ready, ensure_history_partitions, delete_old_jobs,
       defer, defer_many, debounce, throttle, enqueue, enqueue_jobs, create_batch, seal_batch,
       enqueue_notification_job, enqueue_letter, check_arguments, job_status, clock, may_set_clock, time_set,
       defer_periodic, last_periodic, due_periodic, tick, tick_schedules, declare_schedules, apply_environment, register_scheduler,

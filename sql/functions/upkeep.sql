@@ -57,6 +57,40 @@ $$;
 comment on function procjobs.run_chore(text, interval) is
   'Calls a chore of upkeep, named like its function, if it is due (null: always).';
 
+create or replace function procjobs.promote_ready()
+returns double precision
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+as $$
+begin
+  -- One caller at a time in the whole fleet, and none that waits for the chores of another.
+  if pg_try_advisory_xact_lock(hashtext('procjobs.promote_ready')) then
+    perform procjobs.run_chore('promote_due', null);
+    perform procjobs.run_chore('try_breakers', null);
+    perform procjobs.run_chore('sweep_limits', null);
+  end if;
+  return least(
+    (
+      select extract(epoch from j.scheduled_at) - extract(epoch from procjobs.clock())  -- the time may be infinite
+      from public.procrastinate_jobs j
+      where j.status = 'todo'
+        and j.pj_waits_for = 'time'
+      order by j.scheduled_at
+      limit 1
+    ),
+    procjobs.limits_due_in(),
+    procjobs.breakers_due_in()
+  );
+end
+$$;
+comment on function procjobs.promote_ready() is
+  'Makes claimable what waited for a moment that has come: scheduled jobs, those a rate has room for again, the probe of an open breaker. '
+  'Every worker calls it at that moment. Returns the seconds until the next scheduled job is due, the next rate has room or the next open breaker is '
+  'tried (null: none). Definer: the worker role has no rights on tables.';
+
 create or replace function procjobs.upkeep()
 returns double precision
 language plpgsql
@@ -68,14 +102,11 @@ as $$
 begin
   -- One caller at a time in the whole fleet; whoever finds it taken has nothing to do.
   if pg_try_advisory_xact_lock(hashtext('procjobs.upkeep')) then
-    perform procjobs.run_chore('promote_due', null);
     perform procjobs.run_chore('rescue_jobs', null);
     perform procjobs.run_chore('sweep_locks', interval '2 seconds');
     perform procjobs.run_chore('stop_overdue_jobs', interval '5 seconds');
     perform procjobs.run_chore('resume_paused_jobs', null);
     perform procjobs.run_chore('forget_progress', interval '1 hour');
-    perform procjobs.run_chore('try_breakers', null);
-    perform procjobs.run_chore('sweep_limits', null);
     perform procjobs.run_chore('sweep_batches', interval '2 seconds');
     perform procjobs.run_chore('sweep_unique_keys', interval '1 minute');
     perform procjobs.run_chore('ensure_history_partitions', interval '1 minute');
@@ -97,20 +128,9 @@ begin
     perform procjobs.run_chore('run_retention', interval '1 minute');
   end if;
 
-  return least(
-    (
-      select extract(epoch from j.scheduled_at) - extract(epoch from procjobs.clock())  -- the time may be infinite
-      from public.procrastinate_jobs j
-      where j.status = 'todo'
-        and j.pj_waits_for = 'time'
-      order by j.scheduled_at
-      limit 1
-    ),
-    procjobs.limits_due_in(),
-    procjobs.breakers_due_in()
-  );
+  return procjobs.promote_ready();
 end
 $$;
 comment on function procjobs.upkeep() is
-  'One round of upkeep: due jobs, dead workers, stranded locks, history partitions. Every worker calls it about once a second; pg_cron may. '
-  'Returns the seconds until the next scheduled job is due, the next rate has room or the next open breaker is tried (null: none). Definer: the worker role has no rights on tables.';
+  'One round of upkeep: dead workers, stranded locks, history partitions, and what promote_ready does. Every worker calls it about once a second; pg_cron may. '
+  'Returns what promote_ready returns. Definer: the worker role has no rights on tables.';

@@ -151,6 +151,17 @@ def test_a_row_that_somebody_holds_does_not_keep_the_others(fleet: Fleet, rival:
     assert (fleet.waits_for(held), fleet.waits_for(free)) == ("time", None)
 
 
+def test_what_is_due_does_not_wait_for_the_chores_of_another_worker(fleet: Fleet, rival: Fleet) -> None:
+    due, later = fleet.defer(scheduled_at=30), fleet.defer(scheduled_at=90)
+    fleet.sql("select procjobs.set_limit('slowly', queue => 'slow', rate => 1, per => '10 seconds')")
+    first, second = fleet.defer(queue="slow"), fleet.defer(queue="slow")
+    assert fleet.claim_ids(fleet.worker(), 5) == [first]
+    with rival.sql.connection.transaction(force_rollback=True), fleet.at(fleet.later(60)):
+        rival.sql("select pg_advisory_xact_lock(hashtext('procjobs.upkeep'))")  # as in the midst of a long chore
+        assert fleet.sql.one("select procjobs.promote_ready()") == pytest.approx(30, abs=5)
+    assert [fleet.waits_for(job) for job in (due, later, second)] == [None, "time", None]
+
+
 def test_a_job_that_gets_another_time_waits_for_that(fleet: Fleet, sql: Sql) -> None:
     job = fleet.defer()
     sql("update procrastinate_jobs set scheduled_at = now() + interval '1 hour'")

@@ -44,11 +44,11 @@ MAY_EXECUTE = {
     "procjobs_worker": ENQUEUE | CRON | TABLES | {
         "tables_to_vacuum", "note_vacuum", "unreferenced_files",
         "register_worker", "register_tasks", "heartbeat", "drain_worker", "stop_worker", "claim_jobs", "finish_jobs",
-        "settle_jobs", "release_unknown", "abort_requests", "rescue_jobs", "upkeep", "ensure_history_partitions",
-        "delete_old_jobs", "defer_periodic", "last_periodic", "due_periodic", "begin_delivery", "finish_delivery",
-        "report_outcome", "begin_effect", "end_effect", "void_effect", "notification_metrics",
-        "tick", "tick_schedules", "declare_schedules", "apply_environment", "register_scheduler",
-        "report_progress", "job_result", "job_outcome", "await_job",
+        "settle_jobs", "release_unknown", "abort_requests", "rescue_jobs", "upkeep", "promote_ready",
+        "ensure_history_partitions", "delete_old_jobs", "defer_periodic", "last_periodic", "due_periodic",
+        "begin_delivery", "finish_delivery", "report_outcome", "begin_effect", "end_effect", "void_effect",
+        "notification_metrics", "tick", "tick_schedules", "declare_schedules", "apply_environment",
+        "register_scheduler", "report_progress", "job_result", "job_outcome", "await_job",
     },
     "procjobs_reader": CRON | {
         "doctor", "doctor_server", "doctor_pg_cron", "doctor_horizon", "doctor_logins", "doctor_tables", "doctor_fleet",

@@ -54,7 +54,7 @@ def test_ten_thousand_due_at_once_fire_in_seconds_and_nothing_is_read_twice(sql:
     assert sql.one("select procjobs.tick()") == DUE
     took = time.perf_counter() - began
     print(f"{DUE} slots in {took:.1f} s")
-    assert took < 30
+    assert took < 120, "what is quadratic takes many minutes"
     assert sql.one("select count(distinct schedule) from procjobs.schedule_ticks") == DUE
     assert sql.one("select count(*) from procrastinate_jobs") == DUE
 
