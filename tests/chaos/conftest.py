@@ -12,8 +12,10 @@ from psycopg.conninfo import conninfo_to_dict
 
 from procjobs.embedded import EmbeddedPostgres
 from procjobs.migrate import migrate
+from tests.chaos.harness.hands import Hands
 from tests.chaos.harness.proxy import Proxy
 from tests.chaos.harness.site import Site
+from tests.engine.fleet import Fleet
 
 Build = Callable[..., Site]
 
@@ -39,6 +41,13 @@ def build(tmp_path: Path) -> Iterator[Build]:
 def site(build: Build, dsn: str) -> Site:
     """A site over a database of the shared server."""
     return build(dsn)
+
+
+@pytest.fixture
+def hands(site: Site) -> Hands:
+    """Workers of that site played by hand, who know the task `work`; it runs once."""
+    site.sql("""select procjobs.register_tasks('[{"name": "work", "max_attempts": 1}]', 'chaos')""")
+    return Hands(site, Fleet(site.sql))
 
 
 @pytest.fixture

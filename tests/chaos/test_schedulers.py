@@ -25,15 +25,11 @@ SAFEGUARDS = pytest.mark.parametrize("safe", [True, False], ids=["as it is", "no
 
 def remove_safeguards(site: Site) -> None:
     """Clocks do not lock what they fire, and the ledger takes a slot twice. Each of the two is enough alone:
-    tests/chaos/test_mutations.py."""
+    tests/chaos/test_mutations_claims.py."""
     site.replace("tick_schedules", "for update skip locked", "")
     # However slow the machine is, no clock gives up waiting for the other.
     site.replace("tick_schedules", "'300ms'", "'30s'")
     site.sql("alter table procjobs.schedule_ticks drop constraint schedule_ticks_pkey")
-
-
-def broken(site: Site) -> set[str]:
-    return {violation.invariant for violation in site.violations()}
 
 
 def fired_by(site: Site) -> dict[str, int]:
@@ -66,7 +62,7 @@ def tick_at_once(site: Site, clocks: set[str], safe: bool) -> None:
     """Let them tick until each has fired, and a hundred slots have; or until something is wrong that must be."""
     if not safe:
         remove_safeguards(site)
-        until(lambda: "I5" in broken(site), what=lambda: fired_by(site))
+        until(lambda: "I5" in site.broken(), what=lambda: fired_by(site))
         return
     before = sum(fired_by(site).values())
     until(
@@ -251,4 +247,4 @@ def test_27_two_that_wake_up_together(site: Site, safe: bool) -> None:
         site.check()
         assert ledger(site) == [("fired", None, 505, "12:01", "13:41")]
     else:
-        assert "I5" in broken(site)
+        assert "I5" in site.broken()

@@ -4,10 +4,11 @@
     ground      tables of runs, effects and transitions                fleet       workers as processes
     proxy       the network, failing                                   storm       SQLSTATEs out of the blue
     clock       the database's time, standing still                    invariants  I1 to I12
-    site        all of it for one scenario
+    hands       workers played by hand, safeguards taken out           site        all of it for one scenario
 
-The invariants are checked at the end of every scenario (`Site.check`). That the checks can fail is tested in
-tests/chaos/test_mutations.py, of schedules in tests/chaos/test_schedulers.py. All faults at random: `scripts/chaos`.
+The invariants are checked at the end of every scenario (`Site.check`). That they see what the safeguards guard against
+is tested in tests/chaos/test_mutations_*.py, of schedules in tests/chaos/test_schedulers.py; which safeguard and which
+mutation belong to a scenario: docs/faults.md. All faults at random: `scripts/chaos`.
 
     1-5     test_death.py; the points are procjobs.engine.failpoints
     6, 7    test_death.py

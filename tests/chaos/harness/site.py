@@ -125,6 +125,26 @@ class Site:
     def violations(self, *, lenient: bool = False) -> list[Violation]:
         return violations(self.sql, self.ledger.read(), self.fleet, lenient=lenient)
 
+    def broken(self) -> set[str]:
+        """The invariants that do not hold."""
+        return {violation.invariant for violation in self.violations()}
+
+    def says(self) -> str:
+        return "\n".join(map(str, self.violations())) or "nothing is wrong"
+
+    def waiting(self, seconds: float = 0.0) -> bool:
+        """Whether somebody waits for a lock, and has for so long."""
+        query = (
+            "select exists (select from pg_locks l join pg_stat_activity a using (pid) where not l.granted "
+            "and a.datname = current_database() and l.waitstart <= clock_timestamp() - make_interval(secs => %s))"
+        )
+        return bool(self.sql.one(query, seconds))
+
+    def silent(self) -> bool:
+        """Whether a worker did not beat for longer than its lease."""
+        query = "select exists (select from procjobs.worker_state where last_heartbeat < clock_timestamp() - lease)"
+        return bool(self.sql.one(query))
+
     def check(self) -> None:
         """Fail with everything that is wrong."""
         found = self.violations()
