@@ -109,3 +109,41 @@ def test_a_slot_fires_once_by_the_row_lock_and_by_the_ledger(hands: Hands, locke
         again = other.result()
     assert again == (0 if locked or ledger else 1)
     assert sql.one("select count(*) from procrastinate_jobs") == 1 + again
+
+
+ORDER = "and (r.priority > c.priority or (r.priority = c.priority and r.id < c.id))"
+HELD = "and o.pj_waits_for is null\n        and o.priority >= new.priority"
+
+
+@pytest.mark.parametrize(
+    "replaced",
+    [
+        None,
+        ("take_jobs", f"and r.pj_waits_for is null\n            {ORDER}", ORDER),
+        ("set_waiting", HELD, "and o.priority >= new.priority"),
+    ],
+    ids=["as it is", "the claim sees it", "the next job sees it"],
+)
+def test_a_future_job_that_holds_its_lock(hands: Hands, replaced: tuple[str, str, str] | None) -> None:
+    """Scenario 31: more urgent, but not due; what is due does not wait for it."""
+    if replaced:
+        hands.site.replace(*replaced)
+    worker = hands.fleet.worker()
+    hands.fleet.defer(lock="one", priority=9, scheduled_at=3600)
+    due = hands.fleet.defer(lock="one")
+    assert hands.fleet.claim_ids(worker, 5) == ([] if replaced else [due])
+
+
+@MUTATED
+def test_a_job_that_waits_for_who_knows_its_task(hands: Hands, mutated: bool) -> None:
+    """Scenario 25: put aside by the old release, found by the new one. That the old one leaves it alone is tested in
+    test_mutations_worker.py."""
+    if mutated:
+        hands.site.replace("claim_jobs", "if v_context.parked then", "if false then")
+    hands.fleet.policy("new_work")
+    old = hands.fleet.worker()
+    job = hands.fleet.defer("new_work")
+    assert hands.fleet.claim_ids(old) == []
+    assert hands.fleet.waits_for(job) == "task"
+    new = hands.fleet.worker("new_work")
+    assert hands.fleet.claim_ids(new) == ([] if mutated else [job])

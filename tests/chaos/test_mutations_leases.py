@@ -106,6 +106,30 @@ def the_first_look_after_an_outage(hands: Hands) -> None:
         fleet.finish(ended)
 
 
+def die_and_wait(hands: Hands, before: str) -> None:
+    """A worker dies. `before` it is looked at, now and in a minute, its row is changed. Another takes the job."""
+    fleet = hands.fleet
+    worker = fleet.worker()
+    fleet.defer()
+    (claim,) = fleet.claim(worker)
+    hands.begin(claim)
+    fleet.sql(f"update procjobs.worker_state set {before}")
+    fleet.sql("select procjobs.rescue_jobs()")
+    with fleet.at(fleet.later(60)):
+        fleet.sql("select procjobs.rescue_jobs()")
+    fleet.sql("update procrastinate_jobs set scheduled_at = null where status = 'todo'")
+    hands.work_off(fleet.worker())
+
+
+def a_clock_is_set_back(hands: Hands) -> None:
+    """Its last heartbeat is from a time that has not come."""
+    die_and_wait(hands, "last_heartbeat = now() + interval '1 hour'")
+
+
+def a_clock_is_set_back_after_the_first_look(hands: Hands) -> None:
+    die_and_wait(hands, "last_heartbeat = now() + interval '59 min', suspected_at = now() + interval '1 hour'")
+
+
 def a_retry_meets_its_sibling(hands: Hands) -> None:
     fleet = hands.fleet
     fleet.policy("work", max_attempts=5)
@@ -139,6 +163,14 @@ MUTATIONS = [
     Mutation(
         "one look instead of two", the_first_look_after_an_outage,
         (("mark_dead_workers", "case when w.suspected_at < v_now - w.heartbeat_every then v_now end", "v_now"),), "I4",
+    ),
+    Mutation(
+        "a heartbeat from the future is a heartbeat", a_clock_is_set_back,
+        (("mark_dead_workers", "not between v_now - w.lease and v_now + w.lease", "< v_now - w.lease"),), "I6",
+    ),
+    Mutation(
+        "a suspicion from the future is one", a_clock_is_set_back_after_the_first_look,
+        (("mark_dead_workers", "least(w.suspected_at, v_now)", "coalesce(w.suspected_at, v_now)"),), "I6",
     ),
     Mutation(
         "a retry knows nothing of its sibling", a_retry_meets_its_sibling,
