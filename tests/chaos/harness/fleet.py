@@ -76,8 +76,9 @@ class Worker:
         self.killed_at = self.killed_at or _now()
         return code
 
-    def said(self, words: str) -> bool:
-        return self.log.exists() and words in self.log.read_text(errors="replace")
+    def said(self, words: str) -> int:
+        """How often these words are in its log."""
+        return self.log.read_text(errors="replace").count(words) if self.log.exists() else 0
 
     def children(self) -> list[int]:
         """The processes of its jobs, by their ids."""
@@ -122,9 +123,13 @@ class Fleet:
         queues: str | None = None,
         dsn: str | None = None,
         app: str = "tests.chaos.victim.app",
+        mutant: str | None = None,
         **variables: str,
     ) -> Worker:
-        """A worker of tests/chaos/victim.py; `variables` are added to its environment."""
+        """A worker of tests/chaos/victim.py, or a mutant of tests/chaos/mutants.py; `variables` are added to its
+        environment."""
+        if mutant is not None:
+            app, variables = "tests.chaos.mutants.app", {**variables, "CHAOS_MUTANT": mutant}
         options = {
             **_liveness(heartbeat, lease),
             "CONCURRENCY": concurrency,
