@@ -14,9 +14,9 @@ import psycopg
 import pytest
 
 from tests.chaos.harness.hands import MUTATED, Hands
+from tests.chaos.harness.reads import entries_read
 from tests.chaos.harness.site import Site, until
 from tests.chaos.harness.storm import Storm
-from tests.conftest import Sql
 from tests.engine.fleet import Thread, opened
 
 # -- 16: conflicts ----------------------------------------------------------------------------------------------------
@@ -137,19 +137,6 @@ def test_a_purge_takes_what_is_old_little_by_little(
 
 
 # -- 33, 34: what is read ---------------------------------------------------------------------------------------------
-
-
-def entries_read(sql: Sql, act: Callable[[], Any]) -> dict[str, int]:
-    """How many entries of each index of the job table are read, the dead ones too; the rest is rows."""
-    query = """
-        select c.relname, pg_stat_get_xact_tuples_returned(c.oid) from pg_class c
-        where c.oid = 'procrastinate_jobs'::regclass
-           or c.oid in (select indexrelid from pg_index where indrelid = 'procrastinate_jobs'::regclass)
-    """
-    with sql.connection.transaction(force_rollback=True):
-        before = dict(sql(query))
-        act()
-        return {name: more for name, count in sql(query) if (more := count - before.get(name, 0))}
 
 
 @pytest.mark.parametrize(

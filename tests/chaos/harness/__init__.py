@@ -4,7 +4,8 @@
     ground      tables of runs, effects and transitions                fleet       workers as processes
     proxy       the network, failing                                   storm       SQLSTATEs out of the blue
     clock       the database's time, standing still                    invariants  I1 to I12
-    hands       workers played by hand, safeguards taken out           site        all of it for one scenario
+    hands       workers played by hand, safeguards taken out           reads       what a statement reads, dead or not
+    site        all of it for one scenario
 
 The invariants are checked at the end of every scenario (`Site.check`). That they see what the safeguards guard against
 is tested in tests/chaos/test_mutations_*.py, of schedules in tests/chaos/test_schedulers.py; which safeguard and which
