@@ -135,6 +135,15 @@ def test_every_table_and_added_column_is_in_the_architecture(sql: Sql) -> None:
     assert {name for (name,) in tables + columns} - page == set()
 
 
+def test_every_safeguard_that_is_taken_out_is_in_the_table_of_faults() -> None:
+    table = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8").split("## With a safeguard taken out")[1]
+    checks = "".join(path.read_text() for path in sorted((ROOT / "tests" / "chaos").glob("test_mutations_*.py")))
+    tests = set(re.findall(r"^(?:async )?def (test_\w+)", checks, re.MULTILINE))
+    assert set(re.findall(r"`(test_\w+)`", table)) == {name for name in tests if "without_a_safeguard" not in name}
+    mutations = re.findall(r'^    Mutation\(\n +"(.+?)",', checks, re.MULTILINE)
+    assert mutations and [name for name in mutations if name not in table] == []
+
+
 def test_each_of_the_sixteen_reasons_has_its_test() -> None:
     faults = (ROOT / "tests" / "engine" / "test_upstream_faults.py").read_text(encoding="utf-8")
     numbers = [int(number) for number in re.findall(r"^\| (\d+) \| .+ \| .+ \|$", README, re.MULTILINE)]
