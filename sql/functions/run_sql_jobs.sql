@@ -80,7 +80,16 @@ begin
       end;
     end if;
 
-    v_ended := procjobs.end_sql_job(v_session, v_job.id, v_job.lease, v_result, v_problem);
+    begin
+      v_ended := procjobs.end_sql_job(v_session, v_job.id, v_job.lease, v_result, v_problem);
+    exception
+      when query_canceled then
+        if v_problem ->> 'outcome' is distinct from 'stopped' then
+          raise;
+        end if;
+        -- PostgreSQL signals a session that is cancelled twice, and the second may come only now.
+        v_ended := procjobs.end_sql_job(v_session, v_job.id, v_job.lease, v_result, v_problem);
+    end;
     if v_ended = 'stale' then
       rollback;  -- it was given to somebody else: what a function did here is not done
     end if;

@@ -315,6 +315,24 @@ def test_ctrl_c_gives_the_job_back(sql: Sql, calling: Callable[..., Call], event
     assert sql("select status::text, attempts from procrastinate_jobs where id = %s", job) == [("todo", 0)]
 
 
+def test_ctrl_c_whose_second_signal_comes_late_gives_the_job_back_too(
+    sql: Sql, calling: Callable[..., Call], eventually: Eventually
+) -> None:
+    sql("create sequence public.ends")
+    sql("alter function procjobs.end_sql_job rename to end_sql_job_indeed")
+    sql(
+        "create function procjobs.end_sql_job(bigint, bigint, integer, jsonb, jsonb) returns text language plpgsql as $$ "
+        "begin if nextval('public.ends') = 1 then raise query_canceled; end if; "
+        "return procjobs.end_sql_job_indeed($1, $2, $3, $4, $5); end $$"
+    )
+    job = defer(sql, "wait")
+    call = calling()
+    eventually(lambda: waits(sql, call.pid))
+    call.connection.cancel_safe()
+    assert f"job {job} was interrupted" in str(call.end())
+    assert sql("select status::text, attempts from procrastinate_jobs where id = %s", job) == [("todo", 0)]
+
+
 def test_a_session_that_lost_its_job_undoes_what_the_function_did(
     sql: Sql, calling: Callable[..., Call], gate: psycopg.Connection[Any], eventually: Eventually
 ) -> None:
