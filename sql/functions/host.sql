@@ -62,7 +62,7 @@ as $$
     ('host_groups', 'view', 3, 'name', 'text', 'Shown in mails.', null),
 
     ('host_group_recipients', 'view', 0, null, null, 'Who receives what a group shares: at most one row '
-      'each.', 'notifications, digests'),
+      'each.', 'every mail, digests'),
     ('host_group_recipients', 'view', 1, 'group_id', 'uuid', 'host_groups.id', null),
     ('host_group_recipients', 'view', 2, 'recipient_id', 'uuid', 'host_recipients.id', null),
     ('host_group_recipients', 'view', 3, 'muted_until', 'timestamptz', 'No digest before; infinity: nothing until unmuted; '
@@ -322,6 +322,17 @@ end
 $$;
 comment on function procjobs.require_host(text[]) is
   'Raises PJ012 with the mend unless all these host_* views and functions exist.';
+
+create or replace function procjobs.require_host_of_mail()
+returns void
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select procjobs.require_host('host_recipients', 'host_groups', 'host_group_recipients', 'host_updates', 'host_organizations')
+$$;
+comment on function procjobs.require_host_of_mail() is
+  'Raises PJ012 unless what every mail needs is bound: when one is requested, so that none fails only when it is to be sent.';
 
 create or replace function procjobs.url_encode(value text)
 returns text

@@ -12,11 +12,12 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from procjobs import demo
 from procjobs.db import Database
 from procjobs.errors import HostBindingMissing, MigrationError, translate
-from procjobs.letters import Brand
+from procjobs.letters import Brand, sample
 from procjobs.mail import Mailer, Sent
 from procjobs.migrate import migrate
 from procjobs.packs.notifications import deliver
@@ -65,6 +66,39 @@ def test_what_needs_a_binding_is_said_the_same_everywhere(sql: Any) -> None:
         assert re.search(above, template()), object_
         listed = rf"### `{object_}`\n\n[^\n]* Needed for: {re.escape(needed)}\.\n"
         assert re.search(listed if kind == "view" else rf"\| `{object_}\(.*\| {re.escape(needed)} \|\n", page), object_
+
+
+def test_the_same_bindings_stand_in_the_catalog_the_template_and_the_documentation(sql: Any) -> None:
+    contract = {(kind, name) for kind, name in sql("select kind, object from procjobs.list_host_bindings()")}
+    catalog = sql(
+        """
+        select 'view', viewname::text from pg_views where schemaname = 'procjobs' and viewname like 'host\\_%'
+        union all
+        select 'function', proname::text
+        from pg_proc
+        where pronamespace = 'procjobs'::regnamespace
+          and proname like 'host\\_%'
+          and proname <> 'host_contract'
+        """
+    )
+    written = re.findall(r"^create or replace (view|function) procjobs\.(host_\w+)", template(), re.MULTILINE)
+    page = (ROOT / "docs/host-bindings.md").read_text(encoding="utf-8")
+    listed = [("view", name) for name in re.findall(r"^### `(host_\w+)`$", page, re.MULTILINE)]
+    listed += [("function", name) for name in re.findall(r"^\| `(host_\w+)\(.*\)` \|", page, re.MULTILINE)]
+    for found in (catalog, written, listed):
+        assert sorted(map(tuple, found)) == sorted(contract)
+    of_invitations = "kind = 'function' and needed_for = 'invitations'"
+    invitations = sql(f"select object from procjobs.list_host_bindings() where {of_invitations}")
+    shown = re.findall(r"^\| `(host_\w+)\(.*\)` \|", (ROOT / "docs/invitations.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted(shown) == sorted(name for (name,) in invitations)
+
+
+def test_our_functions_read_nothing_of_the_application_but_what_is_bound(sql: Any) -> None:
+    ours = "pronamespace = 'procjobs'::regnamespace and proname !~ '^(host_|demo_|seed_demo)'"
+    bodies = sql.one(f"select string_agg(prosrc, ' ') from pg_proc where {ours}")
+    bound = {name for (name,) in sql("select object from procjobs.list_host_bindings()")}
+    assert set(re.findall(r"\bprocjobs\.(host_\w+)", bodies)) - bound == {"host_contract"}
+    assert "procjobs_demo" not in bodies
 
 
 def test_the_default_binds_everything(sql: Any) -> None:
@@ -363,6 +397,17 @@ def test_what_is_not_bound_says_so_when_it_is_needed(host_sql: Any, sql: Any) ->
     assert error.message == "the application is not bound: host_updates missing"
     assert "host_recipients" in (error.detail or "")
     assert "procjobs migrate" in (error.hint or "")
+
+
+def test_where_there_are_no_people_a_recipient_can_unsubscribe_from_a_kind_of_letters(host_sql: Any, sql: Any) -> None:
+    sql(CRM)
+    host_sql(CRM_HOST)
+    assert sql.one("select to_regclass('procjobs.host_people')") is None
+    sql("select procjobs.enqueue_letter('tips', %s, recipient => md5('customer:7')::uuid)", Jsonb(sample("tips")))
+    token = sql.one("select procjobs.sign_subscription(procjobs.subscription_of(n)) from procjobs.notification_jobs n")
+    assert sql("select what, subscribed, recipient_name from procjobs.unsubscribe(%s)", token) == [
+        ("tips", False, "Customer 7")
+    ]
 
 
 @pytest.mark.parametrize(

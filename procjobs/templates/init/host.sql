@@ -111,7 +111,7 @@ where false;
 */
 
 -- Who receives what a group shares: at most one row each.
--- Needed for: notifications, digests.
+-- Needed for: every mail, digests.
 create or replace view procjobs.host_group_recipients as
 select
   null::uuid as group_id,            -- host_groups.id

@@ -199,8 +199,7 @@ as $$
 declare
   v_row procjobs.digest_schedules;
 begin
-  perform procjobs.require_host(
-    'host_recipients', 'host_groups', 'host_group_recipients', 'host_updates', 'host_update_reads');
+  perform procjobs.require_host_of_mail(), procjobs.require_host('host_update_reads');
   v_row := procjobs.read_digest_schedule(v_row, jsonb_build_object(
     'frequency', create_digest_schedule.frequency, 'delivery_time', create_digest_schedule.delivery_time,
     'timezone', create_digest_schedule.timezone, 'day_of_week', create_digest_schedule.day_of_week,

@@ -169,7 +169,7 @@ begin
   if v_due = '{}' then
     return 0;
   end if;
-  perform procjobs.require_host('host_recipients', 'host_groups', 'host_group_recipients', 'host_updates', 'host_update_reads');
+  perform procjobs.require_host_of_mail(), procjobs.require_host('host_update_reads');
   with judged as materialized (
     select j.* from procjobs.judge_digests(v_now, v_due) j
   ),
@@ -213,7 +213,7 @@ stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  perform procjobs.require_host('host_group_recipients', 'host_update_reads');
+  perform procjobs.require_host('host_update_reads');
   return (
     with shown as materialized (
       select g.id as group_id, g.name as group_name, u.author_name, u.content_type, u.created_at, jsonb_build_object(

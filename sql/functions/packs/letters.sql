@@ -121,7 +121,7 @@ as $$
 declare
   v_row procjobs.notification_jobs;
 begin
-  perform procjobs.require_host('host_recipients', 'host_groups', 'host_updates', 'host_organizations');
+  perform procjobs.require_host_of_mail();
   perform procjobs.check_letter(
     enqueue_letter.template, enqueue_letter.content, enqueue_letter.recipient, enqueue_letter.person, enqueue_letter.address,
     enqueue_letter.urgency, enqueue_letter.group_id);

@@ -165,7 +165,7 @@ as $$
 declare
   v_ids uuid[];
 begin
-  perform procjobs.require_host('host_recipients', 'host_groups', 'host_updates', 'host_organizations');
+  perform procjobs.require_host_of_mail();
   perform procjobs.check_letters(enqueue_letters.letters);
   v_ids := array(select gen_random_uuid() from jsonb_array_elements(enqueue_letters.letters));
   perform procjobs.request_letters(

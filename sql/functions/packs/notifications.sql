@@ -231,8 +231,7 @@ declare
   a_delay alias for $8;
   v_row procjobs.notification_jobs;
 begin
-  perform procjobs.require_host(
-    'host_recipients', 'host_groups', 'host_group_recipients', 'host_updates', 'host_organizations');
+  perform procjobs.require_host_of_mail();
   perform procjobs.check_notification(a_type, a_urgency, a_method, a_content, a_delay, a_update is not null);
   perform procjobs.check_addressee(a_recipient, a_group, a_update, a_method);
 
@@ -325,8 +324,7 @@ begin
     status := 'failed';
     reason := (select n.last_error from procjobs.notification_jobs n where n.id = p_notification);
   else
-    perform procjobs.require_host(
-      'host_recipients', 'host_groups', 'host_group_recipients', 'host_updates', 'host_organizations');
+    perform procjobs.require_host_of_mail();
     select a.name, a.address, a.timezone into recipient_name, address, timezone from procjobs.addressee(v_job) a;
     select o.status, o.reason into status, reason from procjobs.delivery_obstacle(v_job, address) o;
     content := procjobs.letter_content(v_job);

@@ -176,11 +176,11 @@ begin
   else
     select t.kind into what from procjobs.subscription_templates() t where t.template = v_parts[2];
     if v_parts[3] not like '%@%' then
-      perform procjobs.require_host('host_people', 'host_recipients');
-      select coalesce(
-        (select p.name from procjobs.host_people p where p.id = v_parts[3]::uuid),
-        (select r.name from procjobs.host_recipients r where r.id = v_parts[3]::uuid)
-      ) into recipient_name;
+      perform procjobs.require_host('host_recipients');
+      select r.name into recipient_name from procjobs.host_recipients r where r.id = v_parts[3]::uuid;
+      if not found and to_regclass('procjobs.host_people') is not null then
+        select p.name into recipient_name from procjobs.host_people p where p.id = v_parts[3]::uuid;
+      end if;
     end if;
   end if;
   return next;

@@ -27,7 +27,8 @@ select md5('crew:' || s.crew_no::text)::uuid as organization_id, m.public_id as 
   s.since at time zone 'Europe/Zurich' as joined_at
 from club.seat s
 join club.member m on m.member_no = s.member_no
-where s.left_on is null;
+where s.left_on is null
+  and m.left_on is null;
 
 create or replace view procjobs.host_groups as
 select md5('board:' || b.board_no::text)::uuid as id, md5('crew:' || b.crew_no::text)::uuid as organization_id, b.caption::text as name
