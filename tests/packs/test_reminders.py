@@ -335,7 +335,27 @@ def test_one_project_that_says_odd_things_does_not_stop_the_others(host: Host, s
     host.project(None, currency=None)  # type: ignore[arg-type]
     host.project("Ever", advance_paid_at="-infinity")
     host.project("Long" * 500)
-    assert host.remind("payment", days(3)) == 2
+    host.project("Endless", payment_url="https://pay.example/" + "x" * 300_000)
+    assert host.remind("payment", days(3)) == 3
+
+
+@pytest.mark.parametrize("kind", ["payment", "event"])
+def test_however_many_are_due_their_letters_are_requested_in_one_call(host: Host, sql: Any, kind: str) -> None:
+    for number in range(3):
+        host.project(f"Project {number}")
+        host.event(maya="1 day", tomas="1 day")
+    host.at(days(3) if kind == "payment" else START - timedelta(hours=1))
+    sql("set track_functions = 'all'")
+    sql("begin")
+    made = sql.one(f"select procjobs.create_{kind}_reminders()")
+    called = "select funcname::text, calls from pg_stat_xact_user_functions where funcname = any (%s)"
+    one_by_one = ["enqueue_letter", "request_notification", "check_letter"]
+    assert sql(called, ["request_letters", *one_by_one]) == [("request_letters", 1)]
+    sql("commit")
+    mails = "select n.template, n.notification_type, n.person_id from procjobs.notification_jobs n"
+    ledger = f"select '{kind}_reminder', '{kind}_reminder', r.person_id from procjobs.reminders r"
+    assert sorted(sql(f"{mails} join procjobs.reminders r on r.notification_id = n.id")) == sorted(sql(ledger))
+    assert made == len(sql(ledger)) == (3 if kind == "payment" else 6)
 
 
 FRAME = {

@@ -81,7 +81,7 @@ begin
       when k.outcome = 'created' then null
       when not k.there then 'the person is not there any more'
       else 'the person has no e-mail address'
-    end, null::uuid
+    end, case k.outcome when 'created' then gen_random_uuid() end
   from known k
   where k.outcome = 'created' or not exists (
     select
@@ -92,11 +92,12 @@ begin
 end
 $$;
 comment on function procjobs.due_event_reminders(timestamptz) is
-  'Rows that the ledger of events is to get: of each person at an event that has not begun the latest step that has come, if it was not sent for this '
+  'Rows that the ledger of events is to get, with the id of the mail to request: of each person at an event that has not begun the latest step that has come, if it was not sent for this '
   'start. Who wants no reminder (remind_before is null) gets none. Days count by the clocks of the place.';
 
-create or replace function procjobs.event_letters(p_ids bigint[])
-returns table (id bigint, content jsonb, urgency text)
+drop function if exists procjobs.event_letters(bigint[]);
+create or replace function procjobs.event_letters(p_rows procjobs.event_reminders[])
+returns table (id uuid, person_id uuid, content jsonb, urgency text)
 language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
@@ -104,18 +105,17 @@ as $$
 #variable_conflict use_column
 begin
   return query
-  select r.id, jsonb_strip_nulls(jsonb_build_object(
+  select r.notification_id, r.person_id, jsonb_strip_nulls(jsonb_build_object(
       'heading', s.heading, 'words', s.words, 'title', left(coalesce(e.title, 'An event'), 200), 'organization', left(o.name, 200), 'starts_at', r.starts_at,
       'ends_at', e.ends_at, 'place_timezone', coalesce(procjobs.zone_or_null(e.timezone), 'UTC'), 'location', left(e.location, 500),
       'url', e.url)), s.urgency
-  from procjobs.event_reminders r
+  from unnest(p_rows) r
   join procjobs.reminder_steps s on s.kind = 'event' and s.name = r.step
   join procjobs.host_events e on e.id = r.event_id
-  left join procjobs.host_organizations o on o.id = e.organization_id
-  where r.id = any (p_ids);
+  left join procjobs.host_organizations o on o.id = e.organization_id;
 end
 $$;
-comment on function procjobs.event_letters(bigint[]) is 'What the mails of these rows of the ledger of events say.';
+comment on function procjobs.event_letters(procjobs.event_reminders[]) is 'What the mails of these rows of the ledger of events say.';
 
 create or replace function procjobs.create_event_reminders()
 returns integer
@@ -125,28 +125,24 @@ set search_path = pg_catalog, pg_temp
 set jit = off
 as $$
 declare
-  v_ids bigint[];
-  v_count integer;
+  v_rows procjobs.event_reminders[];
 begin
   if to_regclass('procjobs.host_events') is null then
     return 0;  -- an application without events has nobody to remind
   end if;
   perform procjobs.require_host('host_events', 'host_event_attendees', 'host_people', 'host_organizations');
   with noted as (
-    insert into procjobs.event_reminders as r (
-      event_id, person_id, step, starts_at, local_day, timezone, created_at, outcome, reason)
-    select d.event_id, d.person_id, d.step, d.starts_at, d.local_day, d.timezone, d.created_at, d.outcome, d.reason
-    from procjobs.due_event_reminders(procjobs.clock()) d
+    insert into procjobs.event_reminders as r overriding user value
+    select d.* from procjobs.due_event_reminders(procjobs.clock()) d
     on conflict do nothing
-    returning r.id, r.outcome
+    returning r as ledger_row
   )
-  select array_agg(n.id) into v_ids from noted n where n.outcome = 'created';
-  update procjobs.event_reminders r
-  set notification_id = procjobs.enqueue_letter('event_reminder', l.content, person => r.person_id, urgency => l.urgency)
-  from procjobs.event_letters(v_ids) l
-  where r.id = l.id;
-  get diagnostics v_count = row_count;
-  return v_count;
+  select array_agg(n.ledger_row) into v_rows from noted n where (n.ledger_row).outcome = 'created';
+  return (
+    select procjobs.request_reminders(
+      'event_reminder', array_agg(l.id), array_agg(l.person_id), array_agg(l.content), array_agg(l.urgency))
+    from procjobs.event_letters(v_rows) l
+  );
 end
 $$;
 comment on function procjobs.create_event_reminders() is

@@ -71,7 +71,7 @@ begin
   )
   select
     null::bigint, d.id, d.step, d.occurrence, d.today, d.zone, d.advance_paid_at, d.contact_id, d.balance_due, d.currency, p_now, d.outcome,
-    d.obstacle, null::uuid
+    d.obstacle, case d.outcome when 'created' then gen_random_uuid() end
   from due d
   where not exists (
       select from procjobs.payment_reminders r where r.project_id = d.id and r.local_day = d.today and r.outcome = d.outcome
@@ -86,11 +86,12 @@ begin
 end
 $$;
 comment on function procjobs.due_payment_reminders(timestamptz) is
-  'Rows that the ledger of payments is to get: of each project whose balance is unpaid the latest step that has come, if it was not sent and nothing '
+  'Rows that the ledger of payments is to get, with the id of the mail to request: of each project whose balance is unpaid the latest step that has come, if it was not sent and nothing '
   'was sent that day. Steps count from the advance by local time.';
 
-create or replace function procjobs.payment_letters(p_ids bigint[])
-returns table (id bigint, content jsonb, urgency text)
+drop function if exists procjobs.payment_letters(bigint[]);
+create or replace function procjobs.payment_letters(p_rows procjobs.payment_reminders[])
+returns table (id uuid, person_id uuid, content jsonb, urgency text)
 language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
@@ -98,19 +99,18 @@ as $$
 #variable_conflict use_column
 begin
   return query
-  select r.id, jsonb_strip_nulls(jsonb_build_object(
+  select r.notification_id, r.contact_id, jsonb_strip_nulls(jsonb_build_object(
       'heading', s.heading, 'words', s.words, 'project', left(coalesce(p.name, 'the project'), 200), 'organization', left(o.name, 200),
       'amount', r.amount::text, 'currency', coalesce(r.currency, ''), 'paid_on', d.paid_on, 'days', r.local_day - d.paid_on,
       'payment_url', p.payment_url)), s.urgency
-  from procjobs.payment_reminders r
+  from unnest(p_rows) r
   cross join lateral (select (r.advance_paid_at at time zone r.timezone)::date as paid_on) d
   join procjobs.reminder_steps s on s.kind = 'payment' and s.name = r.step
   join procjobs.host_projects p on p.id = r.project_id
-  left join procjobs.host_organizations o on o.id = p.organization_id
-  where r.id = any (p_ids);
+  left join procjobs.host_organizations o on o.id = p.organization_id;
 end
 $$;
-comment on function procjobs.payment_letters(bigint[]) is 'What the mails of these rows of the ledger of payments say.';
+comment on function procjobs.payment_letters(procjobs.payment_reminders[]) is 'What the mails of these rows of the ledger of payments say.';
 
 create or replace function procjobs.create_payment_reminders()
 returns integer
@@ -120,30 +120,24 @@ set search_path = pg_catalog, pg_temp
 set jit = off
 as $$
 declare
-  v_ids bigint[];
-  v_count integer;
+  v_rows procjobs.payment_reminders[];
 begin
   if to_regclass('procjobs.host_projects') is null then
     return 0;  -- an application without projects has nobody to remind
   end if;
   perform procjobs.require_host('host_projects', 'host_people', 'host_organizations');
   with noted as (
-    insert into procjobs.payment_reminders as r (
-      project_id, step, occurrence, local_day, timezone, advance_paid_at, contact_id, amount, currency, created_at, outcome, reason)
-    select
-      d.project_id, d.step, d.occurrence, d.local_day, d.timezone, d.advance_paid_at, d.contact_id, d.amount, d.currency, d.created_at,
-      d.outcome, d.reason
-    from procjobs.due_payment_reminders(procjobs.clock()) d
+    insert into procjobs.payment_reminders as r overriding user value
+    select d.* from procjobs.due_payment_reminders(procjobs.clock()) d
     on conflict do nothing
-    returning r.id, r.outcome
+    returning r as ledger_row
   )
-  select array_agg(n.id) into v_ids from noted n where n.outcome = 'created';
-  update procjobs.payment_reminders r
-  set notification_id = procjobs.enqueue_letter('payment_reminder', l.content, person => r.contact_id, urgency => l.urgency)
-  from procjobs.payment_letters(v_ids) l
-  where r.id = l.id;
-  get diagnostics v_count = row_count;
-  return v_count;
+  select array_agg(n.ledger_row) into v_rows from noted n where (n.ledger_row).outcome = 'created';
+  return (
+    select procjobs.request_reminders(
+      'payment_reminder', array_agg(l.id), array_agg(l.person_id), array_agg(l.content), array_agg(l.urgency))
+    from procjobs.payment_letters(v_rows) l
+  );
 end
 $$;
 comment on function procjobs.create_payment_reminders() is
