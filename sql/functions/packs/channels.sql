@@ -38,6 +38,17 @@ as $$
 $$;
 comment on function procjobs.address_source(text) is 'Where the address of a delivery method comes from, and its form.';
 
+create or replace function procjobs.is_reachable(p_email text)
+returns boolean
+language sql
+immutable
+parallel safe
+as $$
+  select coalesce(btrim(p_email), '') <> ''
+$$;
+comment on function procjobs.is_reachable(text) is
+  'Whether there is an address to write to. Without a SET clause, so that the planner can inline it.';
+
 create or replace function procjobs.address_problem(p_method text, p_address text)
 returns text
 language sql

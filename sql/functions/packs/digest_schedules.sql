@@ -63,6 +63,16 @@ $$;
 comment on function procjobs.zone_or_null(text) is
   'A time zone as PostgreSQL should be given it; null where it is not known: what the application says of one person must not stop the others.';
 
+create or replace function procjobs.known_zone(p_zone text, p_else text default null)
+returns text
+language sql
+immutable
+as $$
+  select coalesce(procjobs.zone_or_null(p_zone), procjobs.zone_or_null(p_else), 'UTC')
+$$;
+comment on function procjobs.known_zone(text, text) is
+  'The first of the two time zones that is known, else UTC. Without a SET clause, so that the planner can inline it.';
+
 create or replace function procjobs.digest_methods()
 returns text[]
 language sql
@@ -146,10 +156,8 @@ as $$
 begin
   return (
     select procjobs.next_digest_at(
-      p_row.frequency, p_row.delivery_time, p_row.day_of_week, p_row.day_of_month, coalesce(
-        p_row.timezone,
-        (select procjobs.zone_or_null(r.timezone) from procjobs.host_recipients r where r.id = p_row.recipient_id limit 1),
-        'UTC'))
+      p_row.frequency, p_row.delivery_time, p_row.day_of_week, p_row.day_of_month, procjobs.known_zone(
+        p_row.timezone, (select r.timezone from procjobs.host_recipients r where r.id = p_row.recipient_id limit 1)))
   );
 end
 $$;
@@ -357,7 +365,7 @@ begin
   return query
   select
     s.id, s.recipient_id, r.name, s.group_id, g.name, s.frequency, s.delivery_time, s.timezone,
-    coalesce(s.timezone, procjobs.zone_or_null(r.timezone), 'UTC'), s.day_of_week, s.day_of_month,
+    procjobs.known_zone(s.timezone, r.timezone), s.day_of_week, s.day_of_month,
     case s.frequency when 'weekly' then coalesce(s.day_of_week, 1) when 'monthly' then coalesce(s.day_of_month, 1) end,
     s.max_updates_per_digest, s.include_content_types, s.delivery_method, s.is_active, s.last_digest_at,
     s.next_digest_scheduled, l.outcome, l.reason, s.created_at, s.updated_at

@@ -98,20 +98,20 @@ begin
     select
       s.id, s.recipient_id, s.group_id, s.frequency, s.delivery_time, s.include_content_types, s.next_digest_scheduled,
       s.told_until as since, coalesce(s.day_of_week, 1) as day_of_week, coalesce(s.day_of_month, 1) as day_of_month,
-      r.id is not null as there, btrim(r.email) <> '' as reachable, coalesce(s.timezone, r.timezone, 'UTC') as zone
+      r.id is not null as there, procjobs.is_reachable(r.email) as reachable, coalesce(s.timezone, r.timezone, 'UTC') as zone
     from unnest(p_due) s
     left join procjobs.host_recipients r on r.id = s.recipient_id
   ),
   coming as materialized (
     -- Many are due at the same time of few zones: each is computed once.
     select t.*, procjobs.next_digest_at(
-      t.frequency, t.delivery_time, t.day_of_week, t.day_of_month, coalesce(procjobs.zone_or_null(t.zone), 'UTC'), p_now) as at
+      t.frequency, t.delivery_time, t.day_of_week, t.day_of_month, procjobs.known_zone(t.zone), p_now) as at
     from (select distinct w.frequency, w.delivery_time, w.day_of_week, w.day_of_month, w.zone from who w) t
   ),
   found as (
     select w.*, c.at, f.*, case
         when not w.there or f.schedule_id is null then 'gone'
-        when w.reachable is not true then 'unreachable'
+        when not w.reachable then 'unreachable'
         when f.unmuted = 0 then 'muted'
         when f.unread = 0 then 'empty'
         else 'created'
@@ -192,13 +192,8 @@ begin
   into v_ids, v_contents, v_recipients, v_groups
   from judged j
   where j.outcome = 'created';
-  if v_ids is null then
-    return 0;
-  end if;
   -- After what people wait for: a hundred thousand digests at nine must not hold up the notification of five past.
-  return procjobs.request_letters(
-    v_ids, array_fill('digest'::text, array[cardinality(v_ids)]), v_contents, v_recipients, null, null, null,
-    array_fill('digest'::text, array[cardinality(v_ids)]), array_fill('low'::text, array[cardinality(v_ids)]), null, v_groups);
+  return procjobs.request_letters_of('digest', v_ids, v_contents, p_recipients => v_recipients, p_groups => v_groups, p_urgency => 'low');
 end
 $$;
 comment on function procjobs.create_digest_jobs(integer) is
@@ -223,7 +218,7 @@ begin
       join procjobs.host_updates u on u.id = i.id::uuid
       join procjobs.host_groups g on g.id = u.group_id
       join procjobs.host_group_recipients m on m.group_id = u.group_id and m.recipient_id = p_job.recipient_id
-      where coalesce(m.muted_until <= procjobs.clock(), true)
+      where m.muted_until > procjobs.clock() is not true
         and not exists (select from procjobs.host_update_reads r where r.update_id = u.id and r.recipient_id = p_job.recipient_id)
     ),
     section as (

@@ -159,7 +159,7 @@ declare
   v_contents jsonb[];
 begin
   with row_of as materialized (
-    select r.id, r.person_id, p.id is not null as there, btrim(p.email) <> '' as reachable, n.ids
+    select r.id, r.person_id, p.id is not null as there, procjobs.is_reachable(p.email) as reachable, n.ids
     from unnest(p_rows) r
     left join procjobs.host_people p on p.id = r.person_id
     cross join lateral (
@@ -179,15 +179,15 @@ begin
   ),
   moved as (
     update procjobs.notification_email_queue q
-    set status = case when r.reachable is not true then 'failed' when r.ids is null then 'skipped' else 'processing' end,
+    set status = case when not r.reachable then 'failed' when r.ids is null then 'skipped' else 'processing' end,
         claimed_at = p_now,
         notification_id = m.id,
         error = case
           when not r.there then 'the person is not there any more'
-          when r.reachable is not true then 'the person has no e-mail address'
+          when not r.reachable then 'the person has no e-mail address'
           when r.ids is null then 'all of it had been read'
         end,
-        processed_at = case when r.reachable is not true or r.ids is null then p_now end
+        processed_at = case when not r.reachable or r.ids is null then p_now end
     from row_of r
     left join mail m on m.person_id = r.person_id and r.ids is not null
     where q.id = r.id
@@ -195,12 +195,7 @@ begin
   select array_agg(m.id), array_agg(m.person_id), array_agg(jsonb_build_object('notice_ids', m.notice_ids))
   into v_ids, v_persons, v_contents
   from mail m;
-  if v_ids is null then
-    return 0;
-  end if;
-  return procjobs.request_letters(
-    v_ids, array_fill('notices'::text, array[cardinality(v_ids)]), v_contents, null, v_persons, null, null,
-    array_fill('notices'::text, array[cardinality(v_ids)]), array_fill('normal'::text, array[cardinality(v_ids)]), null, null);
+  return procjobs.request_letters_of('notices', v_ids, v_contents, p_persons => v_persons);
 end
 $$;
 comment on function procjobs.write_notice_mails(timestamptz, procjobs.notification_email_queue[]) is

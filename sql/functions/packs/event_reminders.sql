@@ -21,11 +21,11 @@ begin
       and e.is_cancelled is not true
   ),
   zone as materialized (
-    select z.name, procjobs.zone_or_null(z.name) as known from (select distinct c.timezone from coming c) z (name)
+    select z.name, procjobs.known_zone(z.name) as known from (select distinct c.timezone from coming c) z (name)
   )
-  select c.id, c.starts_at, c.organization_id, coalesce(z.known, 'UTC')
+  select c.id, c.starts_at, c.organization_id, z.known
   from coming c
-  left join zone z on z.name = c.timezone;
+  join zone z on z.name is not distinct from c.timezone;
 end
 $$;
 comment on function procjobs.coming_events(timestamptz) is
@@ -70,8 +70,8 @@ begin
     )
   ),
   known as (
-    select l.*, p.id is not null as there, coalesce(procjobs.zone_or_null(p.timezone), procjobs.zone_or_null(o.timezone), 'UTC') as zone,
-      case when btrim(p.email) <> '' then 'created' else 'unreachable' end as outcome
+    select l.*, p.id is not null as there, procjobs.known_zone(p.timezone, o.timezone) as zone,
+      case when procjobs.is_reachable(p.email) then 'created' else 'unreachable' end as outcome
     from left_over l
     left join procjobs.host_people p on p.id = l.person_id
     left join procjobs.host_organizations o on o.id = l.organization_id
@@ -107,7 +107,7 @@ begin
   return query
   select r.notification_id, r.person_id, jsonb_strip_nulls(jsonb_build_object(
       'heading', s.heading, 'words', s.words, 'title', left(coalesce(e.title, 'An event'), 200), 'organization', left(o.name, 200), 'starts_at', r.starts_at,
-      'ends_at', e.ends_at, 'place_timezone', coalesce(procjobs.zone_or_null(e.timezone), 'UTC'), 'location', left(e.location, 500),
+      'ends_at', e.ends_at, 'place_timezone', procjobs.known_zone(e.timezone), 'location', left(e.location, 500),
       'url', e.url)), s.urgency
   from unnest(p_rows) r
   join procjobs.reminder_steps s on s.kind = 'event' and s.name = r.step
@@ -139,8 +139,8 @@ begin
   )
   select array_agg(n.ledger_row) into v_rows from noted n where (n.ledger_row).outcome = 'created';
   return (
-    select procjobs.request_reminders(
-      'event_reminder', array_agg(l.id), array_agg(l.person_id), array_agg(l.content), array_agg(l.urgency))
+    select procjobs.request_letters_of(
+      'event_reminder', array_agg(l.id), array_agg(l.content), p_persons => array_agg(l.person_id), p_urgencies => array_agg(l.urgency))
     from procjobs.event_letters(v_rows) l
   );
 end

@@ -40,7 +40,7 @@ begin
   from procjobs.host_organizations o
   where o.id = v_invite.organization_id;
   select p.name into inviter from procjobs.host_people p where p.id = v_invite.invited_by;
-  select p.id, p.name, lower(btrim(p.email)) into v_person, person_name, v_email
+  select p.id, p.name, procjobs.normalize_address(p.email) into v_person, person_name, v_email
   from procjobs.host_people p
   where p.id = coalesce(peek_invite.person, procjobs.host_find_person(v_invite.email));
   person_id := v_person;

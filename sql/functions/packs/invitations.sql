@@ -4,6 +4,30 @@
 --              lock, which waits for nobody: its rows are new.
 -- Secrets are compared by SHA-256; people, organizations and members are the application's (sql/functions/host.sql).
 
+create or replace function procjobs.check_may_give(p_person uuid, p_organization uuid, p_role text, p_invite uuid default null)
+returns void
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_roles text[] := procjobs.host_invitable_roles(p_person, p_organization);
+begin
+  if p_role is null or p_role <> all (coalesce(v_roles, '{}')) then
+    raise exception '%', case
+        when p_invite is not null then format('%s may not change the invitation %s', p_person, p_invite)
+        else format('%s may not invite anybody as %s there', coalesce(p_person::text, 'null'), coalesce(p_role, 'null'))
+      end
+      using errcode = 'PJ051',
+            detail = format('organization %s, role %s, roles that may be given: %s', coalesce(p_organization::text, 'null'),
+              coalesce(p_role, 'null'), coalesce(nullif(array_to_string(v_roles, ', '), ''), 'none')),
+            hint = 'procjobs.host_invitable_roles says who may invite, and as what.';
+  end if;
+end
+$$;
+comment on function procjobs.check_may_give(uuid, uuid, text, uuid) is
+  'Raises PJ051 unless the person may give that role there, in a new invitation or, to change it, in one that exists.';
+
 create or replace function procjobs.check_invite(p_organization uuid, p_email text, p_role text, p_inviter uuid)
 returns void
 language plpgsql
@@ -11,20 +35,11 @@ stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_roles text[];
   v_problems text[];
 begin
   perform procjobs.require_host('host_people', 'host_organizations', 'host_memberships', 'host_find_person', 'host_invitable_roles',
     'host_add_member', 'host_register_url');
-  v_roles := procjobs.host_invitable_roles(p_inviter, p_organization);
-  if p_role is null or p_role <> all (coalesce(v_roles, '{}')) then
-    raise exception '% may not invite anybody as % there', coalesce(p_inviter::text, 'null'), coalesce(p_role, 'null')
-      using errcode = 'PJ051',
-            detail = format('organization %s, roles that may be given: %s', coalesce(p_organization::text, 'null'),
-              coalesce(nullif(array_to_string(v_roles, ', '), ''), 'none')),
-            hint = 'procjobs.host_invitable_roles says who may invite, and as what.';
-  end if;
-
+  perform procjobs.check_may_give(p_inviter, p_organization, p_role);
   v_problems := procjobs.letter_problems('invitation', '{}', null, null, coalesce(btrim(p_email), ''), 'normal');
   if cardinality(v_problems) > 0 then
     raise exception 'nobody can be invited: %', v_problems[1]
@@ -99,7 +114,7 @@ begin
     update procjobs.pending_invites i
     set status = 'EXPIRED', updated_at = v_now
     where i.organization_id = p_organization
-      and i.email_key = lower(btrim(p_email))
+      and i.email_key = procjobs.normalize_address(p_email)
       and i.status in ('PENDING', 'SENT', 'FAILED')
       and i.expires_at <= v_now;
     insert into procjobs.pending_invites as i (organization_id, email, role, invited_by, created_at, updated_at, expires_at)
@@ -111,7 +126,7 @@ begin
       select i.* into v_invite
       from procjobs.pending_invites i
       where i.organization_id = p_organization
-        and i.email_key = lower(btrim(p_email))
+        and i.email_key = procjobs.normalize_address(p_email)
         and i.status in ('PENDING', 'SENT', 'FAILED')
       for update;
     end if;
@@ -199,7 +214,7 @@ begin
   for email in
     select (array_agg(btrim(e.address) order by e.n))[1]
     from unnest(create_invites.emails) with ordinality e (address, n)
-    group by lower(btrim(e.address))
+    group by procjobs.normalize_address(e.address)
     order by min(e.n)
   loop
     invite_id := null;
@@ -229,7 +244,6 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_invite procjobs.pending_invites;
-  v_roles text[];
 begin
   select i.* into v_invite from procjobs.pending_invites i where i.id = p_invite for update;
   if not found then
@@ -240,14 +254,7 @@ begin
   end if;
   if p_by is not null then
     perform procjobs.require_host('host_invitable_roles');
-    v_roles := procjobs.host_invitable_roles(p_by, v_invite.organization_id);
-    if v_invite.role <> all (coalesce(v_roles, '{}')) then
-      raise exception '% may not change the invitation %', p_by, p_invite
-        using errcode = 'PJ051',
-              detail = format('role %s, roles that may be given: %s', v_invite.role,
-                coalesce(nullif(array_to_string(v_roles, ', '), ''), 'none')),
-              hint = 'procjobs.host_invitable_roles says who may invite, and as what.';
-    end if;
+    perform procjobs.check_may_give(p_by, v_invite.organization_id, v_invite.role, p_invite);
   end if;
   return v_invite;
 end

@@ -45,10 +45,7 @@ as $$
   select array(
     select format('template %s is not known', coalesce(quote_literal(p_template), 'null'))
     where p_template is null or p_template <> all (procjobs.letter_templates())
-  ) || array(
-    select format('urgency %s is none of urgent, normal, low', coalesce(quote_literal(p_urgency), 'null'))
-    where p_urgency is null or p_urgency not in ('urgent', 'normal', 'low')
-  ) || array(
+  ) || array_remove(array[procjobs.urgency_problem(p_urgency)], null) || array(
     select 'one of recipient, person and address says who gets it'
     where num_nonnulls(p_recipient, p_person, p_address) <> 1
   ) || array(
@@ -56,10 +53,7 @@ as $$
     where p_address !~ '^[^[:space:]@<>"(),:;\[\]\\[:cntrl:]]+@[^[:space:]@<>"(),:;\[\]\\[:cntrl:]]+$' or length(p_address) > 320
   ) || case
     when p_template = 'notification' then procjobs.content_problems(p_content, false)
-    when p_content is null or jsonb_typeof(p_content) <> 'object' then
-      array[format('content is %s, not an object', coalesce(jsonb_typeof(p_content), 'null'))]
-    when octet_length(p_content::text) > 262144 then
-      array[format('content has %s bytes, at most 262144 are allowed', octet_length(p_content::text))]
+    when procjobs.content_form_problem(p_content) is not null then array[procjobs.content_form_problem(p_content)]
     else procjobs.letter_field_problems(p_template, p_content)
   end
 $$;
@@ -162,7 +156,7 @@ begin
             detail = 'no such row in procjobs.host_people',
             hint = 'select id, name from procjobs.host_people lists whom letters can go to.';
   end if;
-  if coalesce(btrim(v_email), '') = '' then
+  if not procjobs.is_reachable(v_email) then
     raise exception 'person % has no e-mail address', p_person
       using errcode = 'PJ023',
             detail = 'host_people.email is empty',

@@ -68,6 +68,36 @@ comment on function procjobs.request_letters(
   'Writes the rows of letters that were checked, under the ids given for them, and their queue jobs: request_notification for many. '
   'Arrays of one length. Returns how many.';
 
+create or replace function procjobs.request_letters_of(
+  p_template text,
+  p_ids uuid[],
+  p_contents jsonb[],
+  p_recipients uuid[] default null,
+  p_groups uuid[] default null,
+  p_persons uuid[] default null,
+  p_urgencies text[] default null,
+  p_urgency text default 'normal'
+)
+returns integer
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_length constant integer[] := array[coalesce(cardinality(p_ids), 0)];
+  v_templates constant text[] := array_fill(p_template, v_length);
+begin
+  if v_templates = '{}' then
+    return 0;
+  end if;
+  return procjobs.request_letters(
+    p_ids, v_templates, p_contents, p_recipients, p_persons, null, null, v_templates,
+    coalesce(p_urgencies, array_fill(p_urgency, v_length)), null, p_groups);
+end
+$$;
+comment on function procjobs.request_letters_of(text, uuid[], jsonb[], uuid[], uuid[], uuid[], text[], text) is
+  'request_letters for letters by one template, to recipients or to persons, at once, each with an urgency of its own or all with one. '
+  'No ids, or null: none. Returns how many.';
+
 create or replace function procjobs.first_bad_letter(p_letters jsonb)
 returns integer
 language plpgsql
@@ -84,7 +114,7 @@ begin
     template text, content jsonb, recipient uuid, person uuid, address text, urgency text, group_id uuid)
   left join procjobs.host_recipients r on r.id = l.recipient
   where procjobs.letter_problems(l.template, l.content, l.recipient, l.person, l.address, coalesce(l.urgency, 'normal')) <> '{}'
-     or l.recipient is not null and coalesce(btrim(r.email), '') = ''
+     or l.recipient is not null and not procjobs.is_reachable(r.email)
      or l.group_id is not null and l.recipient is not null and not exists (
        select from procjobs.host_group_recipients m where m.group_id = l.group_id and m.recipient_id = l.recipient
      );
@@ -95,7 +125,7 @@ begin
     from jsonb_array_elements(p_letters) with ordinality as e (value, n)
     left join procjobs.host_people p on p.id = (e.value ->> 'person')::uuid
     where e.value ->> 'person' is not null
-      and coalesce(btrim(p.email), '') = '';
+      and not procjobs.is_reachable(p.email);
   end if;
   return v_bad;
 end
@@ -185,14 +215,3 @@ comment on function procjobs.enqueue_letters(jsonb) is
   'Requests many letters at once, all or none: an array of objects with the names of enqueue_letter''s arguments as keys. '
   'Returns one row an element, in order: its number from 1 and the id of its notification. An error names the element. '
   'Definer: the producer role has no rights on tables.';
-
-create or replace function procjobs.urgency_priority(p_urgency text)
-returns integer
-language sql
-immutable
-parallel safe
-as $$
-  select case p_urgency when 'urgent' then 10 when 'low' then -10 else 0 end
-$$;
-comment on function procjobs.urgency_priority(text) is
-  'Priority of the queue job of a notification. Without a SET clause, so that the planner can inline it.';

@@ -17,6 +17,22 @@ comment on function procjobs.delivery_methods() is
   'Delivery methods for which there is a sender, in procjobs.mail and procjobs.channels. Each further one is added here '
   'together with its sender.';
 
+create or replace function procjobs.content_form_problem(p_content jsonb)
+returns text
+language sql
+immutable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+  select case
+    when p_content is null or jsonb_typeof(p_content) <> 'object' then
+      format('content is %s, not an object', coalesce(jsonb_typeof(p_content), 'null'))
+    when octet_length(p_content::text) > 262144 then
+      format('content has %s bytes, at most 262144 are allowed', octet_length(p_content::text))
+  end
+$$;
+comment on function procjobs.content_form_problem(jsonb) is 'Why this is no content, of whatever template; null if it may be one.';
+
 create or replace function procjobs.content_problems(p_content jsonb, p_about_update boolean)
 returns text[]
 language sql
@@ -25,10 +41,7 @@ parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
   select case
-    when p_content is null or jsonb_typeof(p_content) <> 'object' then
-      array[format('content is %s, not an object', coalesce(jsonb_typeof(p_content), 'null'))]
-    when octet_length(p_content::text) > 262144 then
-      array[format('content has %s bytes, at most 262144 are allowed', octet_length(p_content::text))]
+    when procjobs.content_form_problem(p_content) is not null then array[procjobs.content_form_problem(p_content)]
     else array(
       select format('content.%s is %s, not a string', key, jsonb_typeof(value))
       from jsonb_each(p_content)
@@ -82,10 +95,7 @@ begin
     v_problems := v_problems || format('notification_type %s is not a lowercase word of at most 63 '
       'letters', coalesce(quote_literal(p_type), 'null'));
   end if;
-  if p_urgency is null or p_urgency not in ('urgent', 'normal', 'low') then
-    v_problems := v_problems || format('urgency %s is none of urgent, normal, '
-      'low', coalesce(quote_literal(p_urgency), 'null'));
-  end if;
+  v_problems := array_remove(v_problems || procjobs.urgency_problem(p_urgency), null);
   if p_method is null or p_method <> all (procjobs.delivery_methods()) then
     v_problems := v_problems || format('delivery_method %s has no sender', coalesce(quote_literal(p_method), 'null'));
   end if;

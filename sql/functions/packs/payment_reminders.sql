@@ -18,7 +18,7 @@ begin
     select p.id, p.advance_paid_at, p.balance_due, p.currency, p.contact_id, c.timezone as of_contact, o.timezone as of_organization, case
         when p.contact_id is null then 'the project has no contact'
         when c.id is null then 'the contact is not there any more'
-        when coalesce(btrim(c.email), '') = '' then 'the contact has no e-mail address'
+        when not procjobs.is_reachable(c.email) then 'the contact has no e-mail address'
       end as obstacle
     from procjobs.host_projects p
     left join procjobs.host_people c on c.id = p.contact_id
@@ -134,8 +134,8 @@ begin
   )
   select array_agg(n.ledger_row) into v_rows from noted n where (n.ledger_row).outcome = 'created';
   return (
-    select procjobs.request_reminders(
-      'payment_reminder', array_agg(l.id), array_agg(l.person_id), array_agg(l.content), array_agg(l.urgency))
+    select procjobs.request_letters_of(
+      'payment_reminder', array_agg(l.id), array_agg(l.content), p_persons => array_agg(l.person_id), p_urgencies => array_agg(l.urgency))
     from procjobs.payment_letters(v_rows) l
   );
 end

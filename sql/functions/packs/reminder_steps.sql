@@ -22,7 +22,7 @@ as $$
     (p_step.before <= interval '0' or p_step.before > interval '10 years', format('before is %s, not more than 0 and up to 10 years', p_step.before)),
     (p_step.every < interval '1 day' or extract(year from p_step.every) <> 0 or extract(month from p_step.every) <> 0,
       format('every is %s, not a day or more, in days', p_step.every)),
-    (p_step.urgency not in ('urgent', 'normal', 'low'), format('urgency %s is none of urgent, normal, low', quote_literal(p_step.urgency))),
+    (procjobs.urgency_problem(p_step.urgency) is not null, procjobs.urgency_problem(p_step.urgency)),
     (length(p_step.heading) > 100 or p_step.heading ~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]', 'heading is not one line of at most 100 characters'),
     (length(p_step.words) > 5000, format('words has %s characters, at most 5000 are allowed', length(p_step.words)))
   ) p (is_so, problem)

@@ -1,6 +1,6 @@
 -- Reminders of both kinds: what they share, whether one is still true when it is sent, and looking at them.
 -- Owns:        nothing; forgets rows of procjobs.payment_reminders and procjobs.event_reminders.
--- Lock order:  procrastinate_jobs, then notification_jobs; event_reminders, then payment_reminders.
+-- Lock order:  event_reminders, then payment_reminders.
 
 create or replace function procjobs.shift_local(p_at timestamptz, p_by interval, p_zone text)
 returns timestamptz
@@ -13,31 +13,6 @@ $$;
 comment on function procjobs.shift_local(timestamptz, interval, text) is
   'A time moved as PostgreSQL moves one, months and days by the calendar, hours by the clock, in that zone instead of the session''s. '
   'Without a SET clause, so that the planner can inline it.';
-
-create or replace function procjobs.request_reminders(
-  p_template text,
-  p_ids uuid[],
-  p_persons uuid[],
-  p_contents jsonb[],
-  p_urgencies text[]
-)
-returns integer
-language plpgsql
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_templates text[];
-begin
-  if p_ids is null then
-    return 0;
-  end if;
-  v_templates := array_fill(p_template, array[cardinality(p_ids)]);
-  return procjobs.request_letters(
-    p_ids, v_templates, p_contents, null, p_persons, null, null, v_templates, p_urgencies, null, null);
-end
-$$;
-comment on function procjobs.request_reminders(text, uuid[], uuid[], jsonb[], text[]) is
-  'Requests the mails of rows that were written into a ledger, under the ids that they have there. Arrays of one length. Returns how many.';
 
 create or replace function procjobs.reminder_obstacle(p_job procjobs.notification_jobs)
 returns text

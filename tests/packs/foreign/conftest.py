@@ -24,10 +24,11 @@ SITE = "https://jobs.club.example"
 
 @pytest.fixture
 def club(dsn: str, sql: Any) -> None:
-    """The application as it was, then `procjobs migrate` with its host.sql."""
+    """The application as it was, then `procjobs migrate` with its host.sql. No schedule comes between."""
     sql((FOREIGN / "club.sql").read_text(encoding="utf-8"))
     sql((FOREIGN / "rows.sql").read_text(encoding="utf-8"))
     migrate(dsn, host_sql=FOREIGN / "host.sql")
+    sql("select procjobs.pause_schedule(name) from procjobs.schedules")
 
 
 @pytest.fixture
