@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
 import pytest
 
 from tests.conftest import Sql
-from tests.engine.fleet import Claim, Fleet, crew, opened
+from tests.engine.fleet import Claim, Fleet, Thread, crew, opened, waits_for_a_row
 
 
 @pytest.fixture
@@ -366,6 +366,47 @@ def test_a_dropped_limit_lets_all_go(fleet: Fleet, sql: Sql) -> None:
     fleet.claim(worker, 5)
     assert sql.one("select procjobs.drop_limit('l')") and not sql.one("select procjobs.drop_limit('l')")
     assert len(fleet.claim(worker, 5)) == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "select procjobs.drop_limit('l')",
+        "select procjobs.set_limit('l', task => 'work', max_running => 3)",
+        "select procjobs.drop_limit('l') and procjobs.set_limit('l', task => 'work', max_running => 3)",
+    ],
+    ids=["dropped", "raised", "dropped and set again"],
+)
+def test_what_a_claim_turned_away_while_its_limit_was_changed_goes_on_with_the_next_sweep(
+    fleet: Fleet, rival: Fleet, sql: Sql, change: str
+) -> None:
+    limit(fleet, max_running=1)
+    fleet.defer_many(3)
+    with rival.sql.connection.transaction():
+        assert (
+            len(rival.claim(rival.worker(), 3)) == 1
+        )  # nobody else sees yet which two it turned away, nor that the key is in use
+        assert sql.one(change) is True
+    worker = fleet.worker()
+    assert (held(fleet), fleet.claim(worker, 3)) == (2, [])
+    sql("select procjobs.sweep_limits()")
+    assert (held(fleet), len(fleet.claim(worker, 3))) == (0, 2)
+
+
+def test_a_limit_is_dropped_after_the_claim_that_holds_its_key_and_leaves_nothing_to_the_sweep(
+    dsn: str, fleet: Fleet, rival: Fleet, sql: Sql, eventually: Callable[..., Any]
+) -> None:
+    limit(fleet, max_running=1)
+    fleet.defer()
+    fleet.finish(*fleet.claim(fleet.worker()))
+    fleet.defer_many(3)
+    with opened(dsn) as other:
+        with rival.sql.connection.transaction():
+            assert len(rival.claim(rival.worker(), 3)) == 1
+            dropping = Thread(lambda: other.sql.one("select procjobs.drop_limit('l')"))
+            eventually(lambda: waits_for_a_row(sql, other.sql.connection))
+        assert dropping.result() is True
+    assert (held(fleet), len(fleet.claim(fleet.worker(), 3))) == (0, 2)
 
 
 def test_it_can_be_seen(fleet: Fleet, sql: Sql) -> None:
