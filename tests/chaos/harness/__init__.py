@@ -22,7 +22,7 @@ mutation belong to a scenario: docs/faults.md. All faults at random: `scripts/ch
     23-25   test_shutdown.py; in one process: engine/test_worker.py, engine/test_upstream_faults.py (11, 12),
             engine/test_worker_faults.py (upgrades, signals, forks)
     26, 27  test_schedulers.py; pg_cron and workers that come and go: test_pg_cron.py; call by call:
-            sql/test_schedules.py, sql/test_schedules_many.py, engine/test_schedules.py
+            sql/schedules, sql/test_schedules_many.py, engine/test_schedules.py
     28      test_clock.py
     29      sql/test_cron_oracle.py, sql/test_schedules_month.py
     30-32   test_locks.py; call by call: engine/test_locks.py, engine/test_settle.py, engine/test_rescue.py
