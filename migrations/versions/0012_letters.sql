@@ -24,5 +24,5 @@ comment on column procjobs.notification_jobs.content is
 create index notification_jobs_person on procjobs.notification_jobs (person_id, created_at desc)
   where person_id is not null;
 
--- It returns the template, too: made anew by sql/functions/packs/notifications.sql.
+-- It returns the template, too: made anew by sql/functions/packs/delivery_tries.sql.
 drop function if exists procjobs.begin_delivery(uuid, text, text);

@@ -53,6 +53,6 @@ values (
   statement_timestamp()
 );
 
--- One returns more, the other is told more: made anew by sql/functions/packs/notifications.sql.
+-- One returns more, the other is told more: made anew by sql/functions/packs/delivery_tries.sql.
 drop function if exists procjobs.begin_delivery(uuid, text, text);
 drop function if exists procjobs.finish_delivery(bigint, text, integer, text, integer, text, text);

@@ -26,6 +26,6 @@ comment on column procjobs.notification_delivery_logs.provider_code is
 comment on column procjobs.notification_delivery_logs.retry_after is
   'The provider asked not to be tried before; the next try is not.';
 
--- They return and take more now: made anew by sql/functions/packs/notifications.sql.
+-- They return and take more now: made anew by sql/functions/packs/delivery_tries.sql.
 drop function if exists procjobs.begin_delivery(uuid, text, text);
 drop function if exists procjobs.finish_delivery(bigint, text, integer, text, integer, text, text, text);
