@@ -321,8 +321,8 @@ def test_ctrl_c_whose_second_signal_comes_late_gives_the_job_back_too(
     sql("create sequence public.ends")
     sql("alter function procjobs.end_sql_job rename to end_sql_job_indeed")
     sql(
-        "create function procjobs.end_sql_job(bigint, bigint, integer, jsonb, jsonb) returns text language plpgsql as $$ "
-        "begin if nextval('public.ends') = 1 then raise query_canceled; end if; "
+        "create function procjobs.end_sql_job(bigint, bigint, integer, jsonb, jsonb) returns text "
+        "language plpgsql as $$ begin if nextval('public.ends') = 1 then raise query_canceled; end if; "
         "return procjobs.end_sql_job_indeed($1, $2, $3, $4, $5); end $$"
     )
     job = defer(sql, "wait")
