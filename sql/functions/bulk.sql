@@ -145,6 +145,7 @@ create or replace function procjobs.cancel_waiting_and_running(p_ids bigint[], p
 returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $$
 declare
   v_now timestamptz := procjobs.clock();

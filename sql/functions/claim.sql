@@ -262,7 +262,13 @@ begin
     select c.id, c.priority, c.lock, c.task_name, array_position(v_chosen, c.id)
     from chosen c
   ),
-  judged as (
+  held as (
+    select d.lock
+    from public.procrastinate_jobs d
+    where d.lock = any (array(select c.lock from candidate c where c.lock is not null))
+      and d.status = 'doing'
+  ),
+  judged as materialized (
     select
       c.id,
       c.priority,
@@ -271,12 +277,8 @@ begin
       c.task_name = any (p_paused_tasks) as halted,
       -- `lock is null or` first: without it the planner sorts the backlog.
       c.lock is null or (
-        not exists (
-          select
-          from public.procrastinate_jobs d
-          where d.lock = c.lock
-            and d.status = 'doing'
-        )
+        -- Asked for all at once: whatever index the planner takes, it goes through what is running once.
+        c.lock not in (select h.lock from held h)
         -- In the order of the index of locks, so that the plan goes by it and not through all that is ready, also as long
         -- as the table was never analyzed.
         and (

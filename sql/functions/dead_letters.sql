@@ -82,6 +82,7 @@ create or replace function procjobs.take_dead_letters(p_condition text, p_max_jo
 returns bigint[]
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 set jit = off
 as $$
 declare
@@ -232,6 +233,7 @@ create or replace function procjobs.purge_dead_letters(
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $$
 declare
   v_condition text := procjobs.dead_letter_condition(fingerprint, queue, task, error_class, before)

@@ -301,6 +301,7 @@ create or replace function procjobs.insert_jobs(p_jobs jsonb)
 returns table (ordinal integer, id bigint, duplicate boolean)
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $$
 declare
   v_jobs jsonb := p_jobs;

@@ -137,6 +137,7 @@ create or replace function procjobs.archive_jobs(p_ids bigint[], p_status public
 returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $$
 declare
   v_count integer;

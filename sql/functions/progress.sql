@@ -120,6 +120,7 @@ language plpgsql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $$
 declare
   v_id bigint := job_id;
@@ -174,6 +175,7 @@ returns table (status text, ended boolean, result jsonb, error_class text, error
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $$
 #variable_conflict use_column
 begin

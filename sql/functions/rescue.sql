@@ -129,6 +129,7 @@ create or replace function procjobs.rescue_job(p_id bigint)
 returns text
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $$
 declare
   v_job public.procrastinate_jobs;

@@ -227,6 +227,7 @@ returns text
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $$
 declare
   c_largest constant integer := 1024 * 1024;
