@@ -36,8 +36,9 @@ OLDEST_SERVER = 14
 ADVISORY_LOCK = 7_015_210_014
 #: Seconds for which others may be in the way, a transaction that reads our tables or another migration's.
 PATIENCE = 60.0
-#: Less than PostgreSQL's deadlock_timeout: workers that hold one of our tables and want another get them in time.
-_TAKE_WITHIN = "400ms"
+#: Less than PostgreSQL's deadlock_timeout: workers that hold one of our tables and want another get them in time. After
+#: a quarter of the patience more: somebody is in the way each time, and PostgreSQL ends whoever waits in a circle.
+_TAKE_WITHIN, _TAKE_AT_LAST = "400ms", "3s"
 #: All at once, before anything is changed: what would be taken one by one is held by workers in any order. Not views:
 #: LOCK goes on to all that they read, the server's own and the application's.
 _TAKE_ALL = """
@@ -89,17 +90,18 @@ def migrate(
     Raises MigrationError (nothing was changed), ServerError (too old), DatabaseUnavailable.
     """
     plan = Plan(resources(), _host_file(host_sql), upstream_schema, log or silent)
-    patience = time.monotonic() + PATIENCE
+    began = time.monotonic()
     while True:
+        waited = time.monotonic() - began
         try:
             with _connection(dsn) as connection:
                 state = read_state(connection)
                 if state.settled(plan):
                     return _unchanged(state)
-            return _change(dsn, plan)
+            return _change(dsn, plan, _TAKE_WITHIN if waited < PATIENCE / 4 else _TAKE_AT_LAST)
         except (pg.DeadlockDetected, pg.LockNotAvailable, pg.SerializationFailure) as error:
             # Workers and other databases' migrations may be in the way; they are short.
-            if time.monotonic() > patience:
+            if waited > PATIENCE:
                 raise MigrationError(
                     f"the tables stayed locked by others: {error.diag.message_primary}",
                     hint="look for long transactions in pg_stat_activity, then migrate again",
@@ -259,7 +261,7 @@ def _alembic(dsn: str, plan: Plan) -> Iterator[tuple[Raw, Any]]:
         engine.dispose()
 
 
-def _change(dsn: str, plan: Plan) -> Report:
+def _change(dsn: str, plan: Plan, take_within: str) -> Report:
     """Everything that migrate does when there is something to do."""
     caught_up = _adopt(dsn, plan)
     notes: list[str] = []
@@ -271,7 +273,7 @@ def _change(dsn: str, plan: Plan) -> Report:
         schema = _place(connection, state, plan)
         adopted = caught_up is not None
         config.attributes.update(schema=schema, adopted=adopted)
-        grants = _take_all(connection, schema) if state.revision is not None else []
+        grants = _take_all(connection, schema, take_within) if state.revision is not None else []
         _upgrade_tables(connection, config, state, plan)
         applied, strangers = _apply_code(connection, state, schema, plan)
         _grant_again(connection, grants)
@@ -302,12 +304,12 @@ def _change(dsn: str, plan: Plan) -> Report:
     )
 
 
-def _take_all(connection: Raw, schema: str) -> list[tuple[str, str, str, bool]]:
-    """Take our tables and the job table out of everybody's hands, or fail quickly to try again.
+def _take_all(connection: Raw, schema: str, within: str) -> list[tuple[str, str, str, bool]]:
+    """Take our tables and the job table out of everybody's hands, each `within` a time, or fail to try again.
 
     Views go, and before: who reads one has it before its tables. Returns what others were granted on them.
     """
-    connection.execute(f"set local lock_timeout to '{_TAKE_WITHIN}'")
+    connection.execute(f"set local lock_timeout to '{within}'")
     grants = _grants_of_others(connection)
     _drop_views(connection)
     jobs = sql.Literal(sql.Identifier(schema, "procrastinate_jobs").as_string())

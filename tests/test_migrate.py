@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources as package
@@ -481,6 +482,35 @@ class TestServer:
         assert migrate.migrate(dsn, log=said.append).changed
         assert len(waits) == 1
         assert any("lock timeout" in line for line in said)
+
+    def test_those_who_are_in_the_way_each_time_give_way_at_last(
+        self, dsn: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Many sessions, of which always one holds what is taken last and waits for what is taken first."""
+        monkeypatch.setattr(migrate, "PATIENCE", 12.0)
+        done = threading.Event()
+
+        def work() -> int:
+            ended = 0
+            with psycopg.connect(dsn) as connection:
+                while not done.is_set():
+                    try:
+                        connection.execute("lock table procjobs.event_reminders in access share mode")
+                        connection.execute("lock table public.procrastinate_jobs in access share mode")
+                        connection.commit()
+                    except psycopg.errors.DeadlockDetected:
+                        connection.rollback()
+                        ended += 1
+            return ended
+
+        with ThreadPoolExecutor() as pool:
+            working = [pool.submit(work) for _ in range(4)]
+            try:
+                run(dsn, "update procjobs.schema_state set checksum = null")
+                assert migrate.migrate(dsn).changed
+            finally:
+                done.set()
+            assert sum(worker.result(30) for worker in working) >= 1
 
 
 class TestPrivileges:
