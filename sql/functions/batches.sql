@@ -158,6 +158,7 @@ returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set jit = off
 as $$
 declare
   v_batch procjobs.job_batches;
@@ -253,6 +254,7 @@ language sql
 volatile
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set jit = off
 as $$
   select exists (select from procjobs.job_batches b where b.id = p_batch and (b.sealed_at is null or b.finished_at is not null))
     or exists (

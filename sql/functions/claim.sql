@@ -133,6 +133,7 @@ returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set jit = off
 as $$
 begin
   if p_ids = '{}' then

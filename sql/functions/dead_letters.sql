@@ -234,6 +234,7 @@ language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set jit = off
 as $$
 declare
   v_condition text := procjobs.dead_letter_condition(fingerprint, queue, task, error_class, before)

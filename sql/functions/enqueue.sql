@@ -302,6 +302,7 @@ returns table (ordinal integer, id bigint, duplicate boolean)
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set jit = off
 as $$
 declare
   v_jobs jsonb := p_jobs;

@@ -138,6 +138,7 @@ returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set jit = off
 as $$
 declare
   v_count integer;

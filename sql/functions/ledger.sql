@@ -10,6 +10,7 @@ language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set jit = off
 set enable_hashjoin = off
 set enable_mergejoin = off
 as $$
@@ -51,6 +52,7 @@ returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set jit = off
 as $$
 declare
   v_after text := coalesce((select s.position from procjobs.upkeep_state s where s.chore = 'note_run_ends at'), '');

@@ -73,6 +73,7 @@ returns void
 language sql
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set jit = off
 set plan_cache_mode = force_generic_plan
 as $$
   -- Starts within a hundredth of the period become one entry, at the later time: the row stays small, the count never low.

@@ -133,6 +133,7 @@ stable
 security definer
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set jit = off
 as $$
   (select j.status from public.procrastinate_jobs j where j.id = p_job_id)
   union all

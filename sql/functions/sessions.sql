@@ -228,6 +228,7 @@ language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set jit = off
 as $$
 declare
   c_largest constant integer := 1024 * 1024;

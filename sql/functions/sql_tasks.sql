@@ -291,6 +291,7 @@ returns void
 language sql
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set jit = off
 as $$
   select procjobs.wake_queues(array(
     select distinct j.queue_name::text

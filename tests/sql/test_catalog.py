@@ -59,6 +59,15 @@ def test_nothing_is_overloaded(sql: Sql) -> None:
     assert sql(query) == []
 
 
+def test_who_rules_out_a_scan_rules_out_jit(sql: Sql) -> None:
+    """Where there is no other way a scan costs ten thousand millions then, and a server that can compiles for that."""
+    names = (
+        "select p.proname from pg_proc p where p.pronamespace = 'procjobs'::regnamespace "
+        "and 'enable_seqscan=off' = any (p.proconfig) and %s = any (p.proconfig) order by 1"
+    )
+    assert sql(names, "jit=off") == sql(names, "enable_seqscan=off") != []
+
+
 def test_what_reads_the_clock_is_not_immutable(sql: Sql) -> None:
     query = """
       select proname from pg_proc
