@@ -125,6 +125,9 @@ def test_25_the_database_is_upgraded_under_load(site: Site) -> None:
             site.sql("update procjobs.schema_state set checksum = null")
             assert migrate(site.dsn).changed
     site.check_all_succeeded()
+    assert not site.sql("select name from procjobs.schedules where paused_at is null"), (
+        "a pause stays through an upgrade"
+    )
     assert not site.ledger.read().refused, "a client waits for the upgrade"
     assert all(worker.alive for worker in workers)
     assert site.sql.one("select max(crashes) from procjobs.job_history") == 0

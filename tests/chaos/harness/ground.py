@@ -6,6 +6,8 @@ import json
 
 import psycopg
 
+from procjobs.schema import resources
+
 __all__ = ["CANARY", "lay"]
 
 #: Part of the arguments of every job; may appear nowhere else.
@@ -43,9 +45,11 @@ TASKS = [
     ),
 ]
 
+#: What comes with procjobs and runs by itself, as `migrate` declares it.
+COMES_WITH_PROCJOBS = (resources().sql / "schedules.sql").read_text()
+
 GROUND = """
--- Only what a test enqueues is to run; a pause stays through an upgrade.
-select procjobs.declare_retention();
+-- Only what a test enqueues is to run, also after an upgrade, which brings back what is not there: a pause stays.
 select procjobs.pause_schedule(name, 'chaos') from procjobs.schedules where source = 'pack';
 create schema chaos;
 create table chaos.executions (
@@ -124,5 +128,6 @@ create trigger chaos_note_transition after insert or update or delete on public.
 def lay(dsn: str) -> None:
     """Make the tables, log every transition of every job from now on, and register the tasks."""
     with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(COMES_WITH_PROCJOBS.encode())
         connection.execute(GROUND.encode())
         connection.execute("select procjobs.register_tasks(%s::jsonb, 'chaos')", (json.dumps(TASKS),))
