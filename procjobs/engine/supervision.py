@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from procjobs.engine.backoff import Backoff
-from procjobs.errors import DatabaseError, DatabaseUnavailable
+from procjobs.errors import DatabaseError
 
 __all__ = ["Side", "enter", "pause", "run_to_its_end", "see_through", "sides", "stop_signals"]
 
@@ -47,10 +47,11 @@ async def _supervise(name: str, side: Side) -> None:
         try:
             await side()
             return
-        except DatabaseUnavailable as error:
-            logger.warning("%s waits for the database: %s", name, error, extra={"action": "reconnecting"})
-        except Exception:
-            logger.exception("%s failed and starts again", name, extra={"action": "side_failed"})
+        except Exception as error:
+            if isinstance(error, DatabaseError) and error.transient:
+                logger.warning("%s waits for the database: %s", name, error, extra={"action": "reconnecting"})
+            else:
+                logger.exception("%s failed and starts again", name, extra={"action": "side_failed"})
         if time.monotonic() - began > _STEADY:
             backoff.reset()
         await backoff.wait()

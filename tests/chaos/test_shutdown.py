@@ -116,7 +116,8 @@ def test_25_a_rolling_deploy_under_load_loses_nothing(site: Site) -> None:
 
 def test_25_the_database_is_upgraded_under_load(site: Site) -> None:
     """Functions, triggers and views are dropped and made again while workers run and clients enqueue."""
-    workers = site.fleet.start_many(2, concurrency=10)
+    # An upgrade holds up heartbeats too, for less than the usual lease.
+    workers = site.fleet.start_many(2, concurrency=10, lease=30.0)
     kinds = [{"task": "work"}, {"task": "flaky"}, {"task": "work_thread"}]
     with Load(site.client, lambda n: [{**kinds[n % 3], "lock": f"lock {n % 4}" if n % 2 else None}]) as load:
         for _ in range(4):

@@ -16,7 +16,7 @@ from procjobs.db import Link, SyncLink, Target
 from procjobs.engine.hand import Hand
 from procjobs.engine.heartbeat import Heartbeat
 from procjobs.engine.presence import Card, Presence
-from procjobs.engine.supervision import stop_signals
+from procjobs.engine.supervision import sides, stop_signals
 from procjobs.engine.worker import ShutdownIncomplete
 from procjobs.errors import DatabaseError
 from tests.engine.conftest import FAST
@@ -212,6 +212,21 @@ def worker_tried(sql):
     return sql.one(
         "select exists (select from pg_stat_activity where application_name = 'procjobs finish' and state = 'idle')"
     )
+
+
+async def test_a_side_that_waits_long_for_a_lock_says_so_in_one_line_and_goes_on(caplog):
+    goes = asyncio.Event()
+
+    async def side():
+        if not caplog.records:
+            raise DatabaseError("canceling statement due to lock timeout", sqlstate="55P03")
+        goes.set()
+
+    async with sides({"schedules": side}):
+        await asyncio.wait_for(goes.wait(), 10)
+    assert [(r.levelname, r.getMessage(), r.exc_info) for r in caplog.records] == [
+        ("WARNING", "schedules waits for the database: canceling statement due to lock timeout", None)
+    ]
 
 
 async def test_a_connection_forgets_what_an_upgrade_has_changed(dsn, sql):
