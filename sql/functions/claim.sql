@@ -466,6 +466,9 @@ declare
   v_now timestamptz := procjobs.clock();
   v_queues text[] := p_queues;
   v_context record;
+  v_front text[];
+  v_chosen bigint[];
+  v_count integer;
   v_started bigint[];
 begin
   -- In one look, since a claim of a few jobs must be quick.
@@ -504,7 +507,15 @@ begin
   if v_context.parked then
     perform procjobs.unpark_jobs(v_context.tasks, p_queues, p_max_jobs);
   end if;
-  if v_queues is null then
+  if current_setting('procjobs.front', true) <> '' and not v_context.session then
+    v_front := procjobs.known_front(p_queues);
+    if v_front is not null and v_front[1] <> all (v_context.special) then
+      v_chosen := procjobs.choose_from_front(v_front, v_context.tasks, v_context.judged, p_max_jobs);
+    end if;
+  end if;
+  if v_chosen is not null then
+    v_queues := v_front[1:1];
+  elsif v_queues is null then
     v_queues := procjobs.ready_queues();
   end if;
 
@@ -519,7 +530,7 @@ begin
           pj_started_at = v_now,
           pj_deadline = v_now + coalesce(j.pj_timeout, (v_context.timeouts ->> j.task_name)::interval),
           pj_limits = null
-      where j.id = any (array(
+      where j.id = any (case when v_chosen is not null then v_chosen else array(
         select judged.id
         from (
           select
@@ -539,7 +550,7 @@ begin
           ) front
         ) judged
         where judged.all_plain
-      ))
+      ) end)
       returning j.*
     )
     select
@@ -548,7 +559,11 @@ begin
       s.pj_max_attempts, extract(epoch from s.pj_deadline - v_now)::double precision
     from taken s
     order by s.priority desc, s.id;
-    if found or not exists (
+    get diagnostics v_count = row_count;
+    if v_chosen is null and v_count = p_max_jobs and v_count >= 50 then
+      perform procjobs.find_front(v_queues[1]);
+    end if;
+    if v_count > 0 or not exists (
       select
       from public.procrastinate_jobs j
       where j.status = 'todo'
