@@ -327,8 +327,9 @@ comment on function procjobs.take_jobs(text[], text[], integer, boolean, text[],
   'because their task is paused or unknown, or their lock is held. p_only_known: looks only at jobs of these tasks. overtaken: other claims hold some of the jobs in front.';
 
 drop function if exists procjobs.claim_judged(bigint, text[], integer, text[], jsonb);
+drop function if exists procjobs.claim_judged(bigint, text[], integer, text[], jsonb, boolean);
 create or replace function procjobs.claim_judged(
-  p_worker bigint, p_queues text[], p_max_jobs integer, p_tasks text[], p_timeouts jsonb, p_only_known boolean
+  p_worker bigint, p_queues text[], p_ready text[], p_max_jobs integer, p_tasks text[], p_timeouts jsonb, p_only_known boolean
 )
 returns bigint[]
 language plpgsql
@@ -367,7 +368,7 @@ begin
     into v_paused_queues, v_special_queues, v_paused_tasks;
     v_queues := array(
       select q
-      from unnest(coalesce(p_queues, procjobs.ready_queues())) q
+      from unnest(case when v_round = 1 then p_ready else coalesce(p_queues, procjobs.ready_queues()) end) q
       where q <> all (v_paused_queues)
     );
     exit when cardinality(v_queues) = 0;
@@ -408,8 +409,9 @@ begin
   return v_started;
 end
 $$;
-comment on function procjobs.claim_judged(bigint, text[], integer, text[], jsonb, boolean) is
-  'The claim where jobs must be judged: locks, limits, unknown and paused tasks, several queues, fair and ageing ones; p_only_known: for sessions, which look at nothing else. '
+comment on function procjobs.claim_judged(bigint, text[], text[], integer, text[], jsonb, boolean) is
+  'The claim where jobs must be judged: locks, limits, unknown and paused tasks, several queues, fair and ageing ones; p_ready: the queues to look into first; '
+  'p_only_known: for sessions, which look at nothing else. '
   'Returns the jobs that it started.';
 
 drop function if exists procjobs.start_jobs(bigint[], bigint, jsonb, jsonb);
@@ -466,6 +468,9 @@ declare
   v_now timestamptz := procjobs.clock();
   v_queues text[] := p_queues;
   v_context record;
+  -- Where jobs had to be judged a moment ago, the next ones most likely have to be too.
+  v_judge constant boolean := current_setting('procjobs.judging', true) <> ''
+    and current_setting('procjobs.judging', true)::double precision - procjobs.stopwatch() between 0 and 10;
   v_front text[];
   v_chosen bigint[];
   v_count integer;
@@ -507,7 +512,7 @@ begin
   if v_context.parked then
     perform procjobs.unpark_jobs(v_context.tasks, p_queues, p_max_jobs);
   end if;
-  if current_setting('procjobs.front', true) <> '' and not v_context.session then
+  if current_setting('procjobs.front', true) <> '' and v_judge is not true and not v_context.session then
     v_front := procjobs.known_front(p_queues);
     if v_front is not null and v_front[1] <> all (v_context.special) then
       v_chosen := procjobs.choose_from_front(v_front, v_context.tasks, v_context.judged, p_max_jobs);
@@ -520,7 +525,7 @@ begin
   end if;
 
   -- Most claims find one queue whose next jobs need no judging: no lock, no limit, a task that is known and not paused.
-  if cardinality(v_queues) = 1 and not v_context.session and v_queues[1] <> all (v_context.special) then
+  if cardinality(v_queues) = 1 and not v_context.session and v_queues[1] <> all (v_context.special) and v_judge is not true then
     return query
     with taken as (
       update public.procrastinate_jobs j
@@ -572,12 +577,14 @@ begin
     ) then
       return;
     end if;
+    perform set_config('procjobs.judging', (procjobs.stopwatch() + 0.1)::text, false);
   elsif cardinality(v_queues) = 0 then
     return;
   end if;
 
   -- Only when it is done: rows that were returned would stay returned if the pass that took them is undone.
-  v_started := procjobs.claim_judged(p_worker, p_queues, p_max_jobs, v_context.tasks, v_context.timeouts, v_context.session);
+  v_started := procjobs.claim_judged(
+    p_worker, p_queues, v_queues, p_max_jobs, v_context.tasks, v_context.timeouts, v_context.session);
   if v_started <> '{}' then
     return query
     select

@@ -57,11 +57,11 @@ as $$
       select count(*) from procjobs.limit_grants g where g.key = s.key
     ) end as n
   ) running
-  cross join lateral (
+  left join lateral (
     select coalesce(sum(c.n), 0) as n, min(c.at) as first
     from unnest(s.starts, s.counts) as c(at, n)
     where c.at > p_now - l.per
-  ) recent
+  ) recent on l.rate is not null
   where s.key = any (p_keys)
 $$;
 comment on function procjobs.limit_room(text[], timestamptz) is
@@ -143,6 +143,8 @@ declare
   v_names text[];
   v_taken text[];
   v_limit text;
+  v_has_rate boolean;
+  v_rated boolean := false;
   v_over bigint[];
   v_by text[];
   v_counts integer[];
@@ -168,7 +170,10 @@ begin
   v_taken := procjobs.take_limit_state(v_keys, v_names, p_wait);
   at := procjobs.wall_clock();
   -- One limit after the other: what one turns away does not count for the next.
-  for v_limit in select distinct n from unnest(v_names) n order by n loop
+  for v_limit, v_has_rate in
+    select l.name, l.rate is not null from procjobs.limits l where l.name = any (array(select distinct n from unnest(v_names) n)) order by l.name
+  loop
+    v_rated := v_rated or v_has_rate;
     with room as materialized (
       select r.key, r.room from procjobs.limit_room(v_taken, at) r
     )
@@ -212,7 +217,9 @@ begin
     (select array_agg(c.key order by c.key) from (select distinct key from let) c),
     (select array_agg(c.n order by c.key) from (select key, count(*)::integer as n from let group by key) c)
   into keys, v_keys, v_counts;
-  perform procjobs.note_starts(v_keys, v_counts, at);
+  if v_rated then
+    perform procjobs.note_starts(v_keys, v_counts, at);
+  end if;
   return next;
 end
 $$;

@@ -309,7 +309,7 @@ def test_a_breakers_limit_is_neither_listed_nor_dropped_as_one(sql: Sql) -> None
 def test_limits_of_one_queue_leave_the_quick_claim_to_the_others(fleet: Fleet, sql: Sql) -> None:
     """The quick claim starts jobs itself; without claim_judged it can do nothing else."""
     sql("select procjobs.set_limit('far', task => 'far', max_running => 1)")
-    sql("alter function procjobs.claim_judged(bigint, text[], integer, text[], jsonb, boolean) rename to gone")
+    sql("alter function procjobs.claim_judged(bigint, text[], text[], integer, text[], jsonb, boolean) rename to gone")
     job = fleet.defer()
     assert fleet.claim_ids(fleet.worker(), 1) == [job]
     fleet.defer("far")

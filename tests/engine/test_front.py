@@ -174,3 +174,19 @@ def test_only_large_claims_that_find_all_they_want_look_how_long_the_way_to_the_
     fleet.defer_many(2 * FULL)
     fleet.claim(worker, FULL)
     assert known(fleet.sql) is not None
+
+
+def test_where_jobs_had_to_be_judged_a_moment_ago_the_next_claim_judges_at_once(fleet: Fleet) -> None:
+    sql = fleet.sql
+    locked = fleet.defer(lock="one")
+    plain = fleet.defer()
+    worker = fleet.worker()
+    assert fleet.claim_ids(worker) == [locked]
+    assert sql.one("select current_setting('procjobs.judging')::float8 - procjobs.stopwatch()") <= 0.1
+    sql("alter function procjobs.claim_judged(bigint, text[], text[], integer, text[], jsonb, boolean) rename to gone")
+    sql("select set_config('procjobs.judging', (procjobs.stopwatch() + 9)::text, false)")
+    with pytest.raises(psycopg.errors.UndefinedFunction):
+        fleet.claim(worker)
+    for over in (-1, 3600):  # later; and a clock that was set back
+        sql("select set_config('procjobs.judging', (procjobs.stopwatch() + %s)::text, false)", over)
+        assert fleet.claim_ids(worker) == ([plain] if over < 0 else [])
