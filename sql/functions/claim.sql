@@ -351,6 +351,7 @@ declare
   v_at timestamptz;
   v_away bigint[];
   v_away_by text[];
+  v_counted text[];
   v_started bigint[] := '{}'::bigint[];
   v_pass record;
   v_missing integer := p_max_jobs;
@@ -387,10 +388,11 @@ begin
       v_keys := null;
       v_at := procjobs.clock();
       if v_limited and cardinality(v_ids) > 0 then
-        select a.admitted, a.keys, a.turned_away, a.turned_by, a.at into v_ids, v_keys, v_away, v_away_by, v_at
+        select a.admitted, a.keys, a.turned_away, a.turned_by, a.counted, a.at
+        into v_ids, v_keys, v_away, v_away_by, v_counted, v_at
         from procjobs.admit_jobs(v_pass.taken, v_missing, v_round = 1) a;
         if v_away is not null then
-          perform procjobs.turn_away(v_away, v_away_by);
+          perform procjobs.turn_away(v_away, v_away_by, v_counted);
           v_pass.set_aside := v_pass.set_aside + cardinality(v_away);
         end if;
       end if;

@@ -128,8 +128,9 @@ comment on function procjobs.take_limit_state(text[], text[], boolean) is
   'Locks the rows of these keys, made if need be, in the order of the keys; without p_wait those that nobody else holds. Returns the keys.';
 
 drop function if exists procjobs.admit_jobs(bigint[], integer, boolean);
+drop function if exists procjobs.turn_away(bigint[], text[]);
 create or replace function procjobs.admit_jobs(p_ids bigint[], p_max_jobs integer, p_wait boolean)
-returns table (admitted bigint[], keys jsonb, turned_away bigint[], turned_by text[], at timestamptz)
+returns table (admitted bigint[], keys jsonb, turned_away bigint[], turned_by text[], counted text[], at timestamptz)
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
@@ -168,6 +169,7 @@ begin
   end if;
 
   v_taken := procjobs.take_limit_state(v_keys, v_names, p_wait);
+  counted := v_taken;
   at := procjobs.wall_clock();
   -- One limit after the other: what one turns away does not count for the next.
   for v_limit, v_has_rate in
@@ -225,9 +227,10 @@ end
 $$;
 comment on function procjobs.admit_jobs(bigint[], integer, boolean) is
   'Which of these jobs, locked by the caller and in this order, the limits let start now, at most p_max_jobs; and those turned away, with the key of the limit. '
-  'Counts the starts, as of `at`, and makes the grants (keys: by job). Without p_wait the keys that another claim holds have no room.';
+  'Counts the starts, as of `at`, and makes the grants (keys: by job). Without p_wait the keys that another claim holds have no room here, '
+  'whatever room they have: counted names those that were looked at.';
 
-create or replace function procjobs.turn_away(p_ids bigint[], p_keys text[])
+create or replace function procjobs.turn_away(p_ids bigint[], p_keys text[], p_counted text[])
 returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -243,7 +246,7 @@ begin
       pj_held_by = t.key
   from unnest(p_ids, p_keys) as t(id, key)
   join procjobs.limit_state s on s.key = t.key
-  join procjobs.limits l on l.name = s.limit_name and l.on_excess <> 'drop'
+  join procjobs.limits l on l.name = s.limit_name and (l.on_excess <> 'drop' or t.key <> all (p_counted))
   where j.id = t.id
     and j.id = any (p_ids);
 
@@ -252,15 +255,17 @@ begin
     from unnest(p_ids, p_keys) as t(id, key)
     join procjobs.limit_state s on s.key = t.key
     join procjobs.limits l on l.name = s.limit_name and l.on_excess = 'drop'
+    where t.key = any (p_counted)
     order by t.id
   loop
     perform procjobs.archive_job(v_dropped.id, 'cancelled', format('dropped: limit %s was reached', v_dropped.name));
   end loop;
-  perform procjobs.stop_oldest(p_keys);
+  perform procjobs.stop_oldest(array(select k from unnest(p_keys) k where k = any (p_counted)));
 end
 $$;
-comment on function procjobs.turn_away(bigint[], text[]) is
-  'What becomes of jobs that met an exhausted limit: they wait for it, are dropped, or the oldest running ones are asked to make room.';
+comment on function procjobs.turn_away(bigint[], text[], text[]) is
+  'What becomes of jobs that met an exhausted limit: they wait for it, are dropped, or the oldest running ones are asked to make room. '
+  'Those whose key was not counted, because another claim held it, wait in any case: there may be room.';
 
 create or replace function procjobs.stop_oldest(p_keys text[])
 returns void

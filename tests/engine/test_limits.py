@@ -265,6 +265,29 @@ def test_the_oldest_is_asked_to_make_room(fleet: Fleet, sql: Sql) -> None:
     assert fleet.claim_ids(worker, 5) == [new]
 
 
+@pytest.mark.parametrize("on_excess", ["drop", "cancel_oldest", "wait"])
+def test_a_key_that_another_claim_holds_is_not_exhausted_for_that(
+    fleet: Fleet, rival: Fleet, sql: Sql, on_excess: str
+) -> None:
+    limit(fleet, "u", max_running=3, key="args.u", on_excess=on_excess)
+    worker = fleet.worker()
+    for user in (1, 1, 1, 2):
+        fleet.defer(args=f'{{"u": {user}}}')
+    *ones, running = fleet.claim_ids(worker, 4)
+    theirs = fleet.defer(args='{"u": 2}', priority=9)
+    fleet.defer(args='{"u": 1}')
+    ours = fleet.defer(args='{"u": 2}')
+    with rival.sql.connection.transaction():
+        assert rival.claim_ids(worker, 1) == [theirs]
+        # The first in line meets a limit that is exhausted; the next one a key that the other claim holds.
+        assert fleet.claim_ids(worker, 1) == []
+    assert (fleet.status(ours), fleet.waits_for(ours)) == ("todo", "limit")
+    asked = sql.one("select procjobs.abort_requests(%s)", worker)
+    assert asked == (ones[:1] if on_excess == "cancel_oldest" else []) and running not in asked
+    sql("select procjobs.sweep_limits()")
+    assert fleet.claim_ids(worker, 1) == [ours]
+
+
 # -- rate ------------------------------------------------------------------------------------------------------------
 
 
