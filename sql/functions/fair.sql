@@ -95,8 +95,9 @@ begin
   where s.name = p_queue
   for update skip locked;
 
-  v_tenants := procjobs.tenants_in_turn(p_queue, coalesce(v_last, ''), p_max_jobs);
-  if cardinality(v_tenants) < p_max_jobs and v_last is not null then
+  -- Jobs of nobody are those of one tenant more, named '', who comes after all others.
+  v_tenants := procjobs.tenants_in_turn(p_queue, coalesce(v_last, ''), p_max_jobs) || ''::text;
+  if cardinality(v_tenants) <= p_max_jobs and v_last is not null then
     v_tenants := v_tenants || array(
       select t from unnest(procjobs.tenants_in_turn(p_queue, '', p_max_jobs)) with ordinality as again(t, n)
       where t <= v_last
@@ -122,8 +123,8 @@ begin
       ) j
     ) own
     union all
-    -- Those of nobody are one tenant more, as far as they stand in front.
-    select free.id, row_number() over (order by free.priority desc, free.id), 0, null
+    -- Those of nobody as far as they stand in front.
+    select free.id, row_number() over (order by free.priority desc, free.id), array_position(v_tenants, ''), ''
     from (
       select j.id, j.priority, j.pj_tenant
       from public.procrastinate_jobs j
@@ -137,7 +138,7 @@ begin
     order by 2, 3
     limit p_max_jobs
   )
-  select array_agg(l.id order by l.place, l.n), (array_agg(l.tenant order by l.place desc, l.n desc) filter (where l.tenant is not null))[1]
+  select array_agg(l.id order by l.place, l.n), (array_agg(l.tenant order by l.place desc, l.n desc))[1]
   into v_ids, v_next
   from line l;
 

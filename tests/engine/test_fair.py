@@ -81,6 +81,18 @@ def test_jobs_of_nobody_take_their_turn_too(fleet: Fleet, worker: int, sql: Sql)
     assert None in tenants(fleet, worker, 3)
 
 
+def test_jobs_of_nobody_are_those_of_one_tenant_more(fleet: Fleet, worker: int, sql: Sql) -> None:
+    sql("select procjobs.set_queue('default', fair => true)")
+    for tenant in ("a", None, "b"):
+        defer_for(fleet, tenant, 4)
+    assert [tenants(fleet, worker, 1)[0] for _ in range(12)] == ["a", "b", None] * 4
+    for tenant in ("a", None):
+        defer_for(fleet, tenant, 20)
+    for _ in range(5):
+        assert Counter(tenants(fleet, worker, 2)) == {"a": 1, None: 1}
+    assert Counter(tenants(fleet, worker, 7))[None] in (3, 4)
+
+
 def test_a_queue_that_is_not_fair_goes_by_priority_and_id(fleet: Fleet, worker: int) -> None:
     defer_for(fleet, "a", 5)
     defer_for(fleet, "b", 5)
