@@ -110,6 +110,10 @@ begin
     return false;
   else
     v_was := case when v_job.status = 'todo' then 'scheduled' else v_job.status::text end;
+    if v_was = 'succeeded' then
+      perform procjobs.note_success(
+        v_id, v_job.attempts, v_job.pj_lease, v_job.worker_id, v_job.pj_started_at, v_job.pj_finished_at);
+    end if;
     update public.procrastinate_jobs
     set status = 'todo',
         scheduled_at = procjobs.clock(),
@@ -136,13 +140,28 @@ comment on function procjobs.retry(bigint) is
   'False if it waits anyway. Running: PJ008. Unknown: PJ007. A waiting job with the same queueing lock: PJ006; a job with the same unique key: PJ008. '
   'Definer: the admin role has no rights on tables.';
 
+create or replace function procjobs.note_success(
+  p_job_id bigint, p_attempt integer, p_lease integer, p_worker bigint, p_started_at timestamptz, p_finished_at timestamptz
+)
+returns void
+language sql
+set search_path = pg_catalog, pg_temp
+as $$
+  insert into procjobs.job_attempts (job_id, attempt, lease, outcome, worker_id, worker_name, started_at, finished_at)
+  values (
+    p_job_id, p_attempt, p_lease, 'succeeded', p_worker, (select w.name from procjobs.worker_state w where w.id = p_worker),
+    p_started_at, p_finished_at)
+$$;
+comment on function procjobs.note_success(bigint, integer, integer, bigint, timestamptz, timestamptz) is
+  'Writes the row of a run that succeeded, of a job that is made to run again.';
+
 create or replace function procjobs.retry_from_history(p_job_id bigint)
 returns text
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_was text;
+  v_was record;
 begin
   perform set_config('procjobs.args_checked', 'on', true);
   with taken as (
@@ -163,12 +182,15 @@ begin
     order by t.finished_at desc
     limit 1
   )
-  select t.status::text into v_was
+  select t.status::text, t.attempts, t.lease, t.worker_id, t.started_at, t.finished_at into v_was
   from taken t
   order by t.finished_at desc
   limit 1;
   perform set_config('procjobs.args_checked', '', true);
-  return v_was;
+  if v_was.status = 'succeeded' then
+    perform procjobs.note_success(p_job_id, v_was.attempts, v_was.lease, v_was.worker_id, v_was.started_at, v_was.finished_at);
+  end if;
+  return v_was.status;
 end
 $$;
 comment on function procjobs.retry_from_history(bigint) is

@@ -43,6 +43,7 @@ as $$
       when r.retry_at is not null or r.outcome in ('released', 'snoozed') then 'waiting'
       when r.outcome in ('failed', 'crashed', 'unreadable') then 'failed'
       when r.outcome = 'cancelled' then 'aborted'
+      when r.outcome = 'succeeded' then 'succeeded'
       else 'cancelled'
     end, r.attempt
   from run r
@@ -78,4 +79,4 @@ comment on function procjobs.jobs_as_of(timestamptz, text, text) is
   'Where each job was at a moment: waiting, scheduled (not due), running, succeeded, failed, cancelled, aborted; since when, and which run. '
   'From the times of the job and its runs, and what people did. It cannot know: jobs forgotten since (see procjobs.retention); '
   'what else kept a waiting job (a lock, a limit, a pause, no worker); times, queue and task that were changed later (the present ones count); '
-  'a run that succeeded before the job was retried by hand; runs that were given back before they began. It reads all jobs of the queue or task: for looking into things, not for dashboards.';
+  'runs that were given back before they began. It reads all jobs of the queue or task: for looking into things, not for dashboards.';

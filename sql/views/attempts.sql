@@ -1,4 +1,4 @@
--- Runs that did not succeed.
+-- Runs that did not succeed, and those that did of jobs that were made to run again.
 
 create view procjobs.attempts as
 select
@@ -16,11 +16,11 @@ select
   a.finished_at - a.started_at as took,
   a.retry_at
 from procjobs.job_attempts a;
-comment on view procjobs.attempts is 'Every run that did not succeed: how it ended, error, worker, times.';
+comment on view procjobs.attempts is 'Every run that did not succeed, and those that did of jobs retried since: how it ended, error, worker, times.';
 comment on column procjobs.attempts.id is 'Number of the row; a later run has a higher one.';
 comment on column procjobs.attempts.job_id is 'The job: procjobs.jobs.id.';
 comment on column procjobs.attempts.attempt is 'Which of the job''s runs it was, from 1; crashes do not count.';
-comment on column procjobs.attempts.outcome is 'failed, crashed (its process died), cancelled, snoozed, released (given back at shutdown), discarded, superseded (a waiting job does the work), unreadable.';
+comment on column procjobs.attempts.outcome is 'failed, crashed (its process died), cancelled, snoozed, released (given back at shutdown), discarded, superseded (a waiting job does the work), unreadable, succeeded (the job was retried since).';
 comment on column procjobs.attempts.error_class is 'Class of the exception.';
 comment on column procjobs.attempts.error_message is 'What the exception said. Only for procjobs_admin: it may quote arguments.';
 comment on column procjobs.attempts.traceback is 'Where it was raised. Only for procjobs_admin.';

@@ -56,6 +56,37 @@ def test_a_job_is_seen_in_every_state_it_was_in(fleet: Fleet, sql: Sql) -> None:
     assert events == ["enqueued", "started", "failed", "started", "failed", "redriven", "started", "succeeded"]
 
 
+@pytest.mark.parametrize("disposal", ["archive", "keep"])
+def test_a_run_that_succeeded_is_still_there_when_the_job_was_retried(fleet: Fleet, sql: Sql, disposal: str) -> None:
+    with fleet.at(at(0)):
+        worker = fleet.worker(lease=86400)
+        job = fleet.defer()
+        sql("update procrastinate_jobs set pj_created_at = procjobs.clock()")
+    with fleet.at(at(1)):
+        (claim,) = fleet.claim(worker)
+    with fleet.at(at(2)):
+        fleet.finish(claim, disposal=disposal)
+    with fleet.at(at(3)):
+        sql("select procjobs.retry(%s)", job)
+    with fleet.at(at(4)):
+        (claim,) = fleet.claim(worker)
+    with fleet.at(at(5)):
+        fleet.finish(claim)
+    seen = [as_of(sql, minute + 0.5, job) for minute in range(6)]
+    assert [state and state[0] for state in seen] == [
+        "waiting", "running", "succeeded", "waiting", "running", "succeeded",
+    ]  # fmt: skip
+    told = sql("select event, detail from procjobs.job_timeline(%s)", job)
+    assert [event for event, _ in told] == [
+        "enqueued", "started", "succeeded", "retried", "started", "succeeded",
+    ]  # fmt: skip
+    assert told[1][1] == "run 1 on worker ann"
+    assert sql("select outcome, attempt, worker, took::text, error_class from procjobs.attempts") == [
+        ("succeeded", 1, "ann", "00:01:00", None)
+    ]
+    assert sql.one("select error from procjobs.jobs where id = %s", job) is None
+
+
 def test_a_job_that_never_ran_was_scheduled_then_waiting_then_cancelled(fleet: Fleet, sql: Sql) -> None:
     with fleet.at(at(0)):
         job = fleet.defer(scheduled_at=120)
