@@ -29,6 +29,11 @@ class Peer:
     def node(self) -> bool:
         return self.program.endswith(".mjs")
 
+    @property
+    def counts_beside(self) -> bool:
+        """Whether what a shape counts beside is in its tables."""
+        return self.program == "procjobs"
+
 
 @dataclass(frozen=True)
 class Contender:

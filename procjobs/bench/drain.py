@@ -114,7 +114,7 @@ def drain(environments: Environments, contender: Contender, shape: Shape, dsn: s
                 if ended >= deadline:
                     break
                 time.sleep(_LOOK_EVERY if done < jobs else 0)
-            beside = _count(connection, shape.beside, jobs) if shape.beside else 0
+            beside = _count(connection, shape.beside, jobs) if shape.beside and contender.peer.counts_beside else 0
             return Drained(done, ended - starts.first, beside)
 
 

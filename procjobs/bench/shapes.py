@@ -18,7 +18,8 @@ UNCHECKED = "set procjobs.args_checked = 'on'"
 class Shape:
     """fill: SQL run before the drain. held: a transaction that was open before the jobs came stays open all the time.
 
-    beside: SQL that counts what else was done meanwhile. backlog: a column that the measured jobs have, and its value.
+    beside: SQL that counts what else procjobs did meanwhile.
+    backlog: a column that the measured jobs have, and its value.
     """
 
     name: str

@@ -79,8 +79,9 @@ class Digests:
     ) -> DigestSchedule:
         """Let a recipient have a digest of a group's updates; of all groups without one.
 
-        options: delivery_time ("09:00"), timezone, day_of_week (1 Monday to 7 Sunday), day_of_month,
-        max_updates_per_digest, include_content_types, delivery_method, is_active.
+        options: delivery_time ("09:00"), timezone, day_of_week (1 Monday to 7 Sunday), day_of_month, or delivery_day,
+        which is either of them as the frequency is; max_updates_per_digest, include_content_types, delivery_method,
+        is_active.
         Raises InvalidDigest, DuplicateDigest, UnknownRecipient, UnknownGroup.
         """
         given = {name: value for name, value in options.items() if value is not None}

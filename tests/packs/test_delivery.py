@@ -477,3 +477,43 @@ async def test_the_migration_and_the_worker_describe_the_task_alike(app: App, sq
     before = sql.one(described, "procjobs.send_notification")
     await app.register_tasks()
     assert sql.one(described, "procjobs.send_notification") == before
+
+
+@pytest.mark.parametrize(
+    ("status", "codes", "verdict"),
+    [
+        ("sent", (200, 250, None), True),
+        ("refused", (400, 404, 550), True),
+        ("refused", (None,), None),
+        ("deferred", (450, 409, 425), True),
+        ("deferred", (401, 403, 530, 535), False),  # a login that is wrong or has expired helps nobody
+        ("deferred", (408, 421, 451, 452, 454, 500, 503, None), False),
+        ("deferred", (200,), False),  # an error under an OK: Slack's internal_error, invalid_auth
+        ("deferred", (429,), None),
+        ("unknown", (None, 250), False),
+    ],
+)
+def test_what_a_reply_says_of_the_server(sql: Any, status: str, codes: tuple[Any, ...], verdict: bool | None) -> None:
+    for code in codes:
+        assert sql.one("select procjobs.delivery_verdict(%s, %s)", status, code) is verdict, code
+
+
+def test_a_type_that_is_named_like_a_method_is_not_for_that_ones_breaker(sql: Any, facts: demo.DemoFacts) -> None:
+    sql(
+        "select procjobs.enqueue_notification_job(%s, %s, null, 'sms', 'normal', 'email', %s::jsonb, 0)",
+        facts.recipient_id, facts.group_id, '{"subject": "Hello", "body": "You"}',
+    )  # fmt: skip
+    sql(
+        "select procjobs.enqueue_letters(jsonb_build_array(jsonb_build_object('template', 'notification', 'content', "
+        "%s::jsonb, 'recipient', %s::uuid, 'notification_type', 'webhook')))",
+        '{"subject": "Hello", "body": "You"}', facts.recipient_id,
+    )  # fmt: skip
+    for method in ("sms", "webhook"):  # as their breakers do when they are open
+        sql("select procjobs.set_limit(%s, queue => 'notifications', max_running => 0)", method)
+        sql("update procjobs.limits set tag = name where name = %s", method)
+    worker = sql.one(
+        "select procjobs.register_worker('w', 'h', 1, '0', null, '{procjobs.send_notification}', 5, '10 s', '30 s')"
+    )
+    assert sql("select task_name from procjobs.claim_jobs(%s, null, 5)", worker) == [
+        ("procjobs.send_notification",), ("procjobs.send_notification",),
+    ]  # fmt: skip

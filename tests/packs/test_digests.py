@@ -126,6 +126,16 @@ async def test_python_makes_changes_lists_and_removes_one(digests: Digests, fact
         await digests.update(made.id, is_active=True)
 
 
+async def test_the_day_may_be_named_as_one_number(digests: Digests, sql: Any, facts: demo.DemoFacts) -> None:
+    weekly = await digests.create(facts.recipient_id, "weekly", delivery_time="09:00:00", delivery_day=1)
+    assert (weekly.day_of_week, weekly.day_of_month, weekly.delivery_day) == (1, None, 1)
+    monthly = sql.one("select procjobs.create_digest_schedule(%s, 'monthly', delivery_day => 31)", facts.recipient_id)
+    assert sql("select day_of_week, day_of_month from procjobs.digest_schedules where id = %s", monthly) == [(None, 31)]
+    for frequency, day, problem in (("daily", 1, "means nothing"), ("weekly", 8, "must be 1"), ("monthly", 0, "1")):
+        with pytest.raises(InvalidDigest, match=problem):
+            await digests.create(facts.recipient_id, frequency, group=facts.group_id, delivery_day=day)
+
+
 async def test_the_app_has_them(dsn: str, facts: demo.DemoFacts) -> None:
     app = App(dsn)
     async with app.open_async():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
 import pytest
 
-MANY = 20_000
+#: By hand: PROCJOBS_TEST_DIGESTS=100000
+MANY = int(os.environ.get("PROCJOBS_TEST_DIGESTS", "20000"))
 
 
 @pytest.fixture
@@ -54,9 +56,10 @@ def many(sql: Any) -> int:
 def test_all_that_are_due_are_created_in_one_call(sql: Any, many: int) -> None:
     began = time.perf_counter()
     assert sql.one("select procjobs.create_digest_jobs()") == many
-    assert time.perf_counter() - began < 15, (
-        "a second or so where nothing else runs; a loop, or a plan gone wrong, takes minutes"
-    )
+    took = time.perf_counter() - began
+    print(f"{many} digests in {took:.1f} s")
+    # Where nothing else runs 100,000 take less than five seconds; beside other tests longer.
+    assert took < 20 * many / 100_000, "a loop, or a plan gone wrong, takes minutes"
     assert sql("select distinct outcome, updates from procjobs.digest_runs") == [("created", 2)]
     assert (
         sql.one(

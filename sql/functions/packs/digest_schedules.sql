@@ -184,6 +184,8 @@ end
 $$;
 comment on function procjobs.raise_digest_exists(procjobs.digest_schedules) is 'Raises PJ062.';
 
+drop function if exists procjobs.create_digest_schedule(
+  uuid, text, uuid, text, text, integer, integer, integer, text[], text, boolean, uuid);
 create or replace function procjobs.create_digest_schedule(
   recipient uuid,
   frequency text,
@@ -196,7 +198,8 @@ create or replace function procjobs.create_digest_schedule(
   include_content_types text[] default null,
   delivery_method text default 'email',
   is_active boolean default true,
-  owner uuid default null
+  owner uuid default null,
+  delivery_day integer default null
 )
 returns uuid
 language plpgsql
@@ -213,7 +216,8 @@ begin
     'timezone', create_digest_schedule.timezone, 'day_of_week', create_digest_schedule.day_of_week,
     'day_of_month', create_digest_schedule.day_of_month, 'max_updates_per_digest', create_digest_schedule.max_updates_per_digest,
     'include_content_types', create_digest_schedule.include_content_types,
-    'delivery_method', create_digest_schedule.delivery_method, 'is_active', create_digest_schedule.is_active));
+    'delivery_method', create_digest_schedule.delivery_method, 'is_active', create_digest_schedule.is_active)
+    || jsonb_strip_nulls(jsonb_build_object('delivery_day', create_digest_schedule.delivery_day)));
   v_row.recipient_id := create_digest_schedule.recipient;
   v_row.group_id := create_digest_schedule."group";
   -- Somebody else's recipient is answered like one that is not there.
@@ -236,9 +240,9 @@ exception
     perform procjobs.raise_digest_exists(v_row);
 end
 $$;
-comment on function procjobs.create_digest_schedule(uuid, text, uuid, text, text, integer, integer, integer, text[], text, boolean, uuid) is
+comment on function procjobs.create_digest_schedule(uuid, text, uuid, text, text, integer, integer, integer, text[], text, boolean, uuid, integer) is
   'Lets a recipient have a digest of a group''s updates (null: of all groups the recipient is in) and returns its id. '
-  'frequency: daily, weekly (day_of_week 1 Monday to 7 Sunday) or monthly (day_of_month, clamped to the month''s last day), at a local time '
+  'frequency: daily, weekly (day_of_week 1 Monday to 7 Sunday) or monthly (day_of_month, clamped to the month''s last day), or either by delivery_day, at a local time '
   'of timezone (null: the recipient''s). max_updates_per_digest: the newest; include_content_types: null for all. '
   'owner: only for recipients of this person. What cannot be: PJ060; unknown recipient or group: PJ020, PJ021; there is one: PJ062. '
   'Definer: the admin role has no rights on tables.';

@@ -40,7 +40,7 @@ begin
   insert into public.procrastinate_jobs (id, task_name, queue_name, priority, args, scheduled_at, pj_tags)
   select
     l.job_id, 'procjobs.send_notification', v_queue, procjobs.urgency_priority(l.urgency),
-    jsonb_build_object('notification_id', l.id), l.scheduled_at, array['notification', l.notification_type, 'email']
+    jsonb_build_object('notification_id', l.id), l.scheduled_at, procjobs.notification_tags(l.notification_type, 'email')
   from unnest(p_ids, p_types, p_urgencies, p_scheduled_at, v_jobs) as l (id, notification_type, urgency, scheduled_at, job_id);
   perform set_config('procjobs.args_checked', '', true), set_config('procjobs.letters_new', '', true);
 

@@ -178,6 +178,17 @@ comment on function procjobs.check_addressee(uuid, uuid, uuid, text) is
   'Raises PJ020, PJ021 or PJ022 unless recipient, group and update exist and belong together, PJ023 when the '
     'recipient cannot be reached that way.';
 
+create or replace function procjobs.notification_tags(p_type text, p_method text)
+returns text[]
+language sql
+immutable
+parallel safe
+as $$
+  select array['notification', case when p_type = any (procjobs.delivery_methods()) then 'type ' || p_type else p_type end, p_method]
+$$;
+comment on function procjobs.notification_tags(text, text) is
+  'Tags of a notification''s job. By the method''s its breaker knows it, so that no type may look like one. Without a SET clause, so that the planner can inline it.';
+
 create or replace function procjobs.defer_notification(p_row procjobs.notification_jobs)
 returns bigint
 language sql
@@ -188,7 +199,7 @@ as $$
     args => jsonb_build_object('notification_id', p_row.id),
     priority => procjobs.urgency_priority(p_row.urgency),
     scheduled_at => p_row.scheduled_for,
-    tags => array['notification', p_row.notification_type, p_row.delivery_method]  -- by the last one its breaker knows it
+    tags => procjobs.notification_tags(p_row.notification_type, p_row.delivery_method)
   )
 $$;
 comment on function procjobs.defer_notification(procjobs.notification_jobs) is 'Enqueues the job of a notification. Returns its id.';
