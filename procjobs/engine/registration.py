@@ -39,6 +39,8 @@ def _describe(name: str, task: Task[Any, Any, Any], signature: Signature) -> dic
         "name": name,
         "queue": task.queue,
         "priority": task.priority,
+        "lock": task.lock,
+        "queueing_lock": task.queueing_lock,
         "args_schema": signature.schema,
         "execution": execution_of(task),
         "max_attempts": retry.max_attempts if retry else None,

@@ -127,6 +127,8 @@ declare
   v_task procjobs.tasks;
   v_queue text;
   v_priority integer;
+  v_lock text;
+  v_queueing_lock text;
   v_id bigint;
 begin
   select t.* into v_task from procjobs.tasks t where t.name = defer.task;
@@ -136,9 +138,11 @@ begin
   select s.queue, s.priority into v_queue, v_priority from procjobs.task_settings s where s.task = defer.task;
   v_queue := coalesce(defer.queue, v_queue, v_task.queue);
   v_priority := coalesce(defer.priority, v_priority, v_task.priority);
+  v_lock := coalesce(defer.lock, v_task.lock);
+  v_queueing_lock := coalesce(defer.queueing_lock, v_task.queueing_lock);
   perform procjobs.raise_fault(coalesce(
     procjobs.option_fault(
-      v_queue, defer.scheduled_at, array[defer.lock, defer.queueing_lock, defer.unique_key], defer.max_attempts, defer.tags),
+      v_queue, defer.scheduled_at, array[v_lock, v_queueing_lock, defer.unique_key], defer.max_attempts, defer.tags),
     procjobs.argument_fault(defer.task, v_task.args_schema, defer.args)));
 
   if num_nonnulls(v_task.uniqueness, defer.unique_for, defer.unique_while, defer.tenant, defer.timeout, defer.batch_id) > 0 then
@@ -148,7 +152,7 @@ begin
       select i.id
       from procjobs.insert_jobs(jsonb_build_array(jsonb_strip_nulls(jsonb_build_object(
         'task', defer.task, 'queue', v_queue, 'priority', v_priority,
-        'scheduled_at', defer.scheduled_at, 'lock', defer.lock, 'queueing_lock', defer.queueing_lock,
+        'scheduled_at', defer.scheduled_at, 'lock', v_lock, 'queueing_lock', v_queueing_lock,
         'unique_key', defer.unique_key, 'unique_for', defer.unique_for, 'unique_while', defer.unique_while,
         'max_attempts', defer.max_attempts, 'tags', defer.tags, 'tenant', defer.tenant, 'timeout', defer.timeout,
         'batch_id', defer.batch_id)) || jsonb_build_object('args', defer.args))) i
@@ -162,8 +166,8 @@ begin
       task_name, queue_name, priority, args, scheduled_at, lock, queueing_lock, pj_unique_key, pj_max_attempts, pj_tags
     )
     values (
-      defer.task, v_queue, v_priority, defer.args, defer.scheduled_at, defer.lock,
-      defer.queueing_lock, defer.unique_key, defer.max_attempts, defer.tags
+      defer.task, v_queue, v_priority, defer.args, defer.scheduled_at, v_lock,
+      v_queueing_lock, defer.unique_key, defer.max_attempts, defer.tags
     )
     on conflict do nothing
     returning id into v_id;
@@ -172,7 +176,7 @@ begin
     -- Another job has one of the keys. If it ends between the statements, the key is free and we try again.
     v_id := procjobs.job_of_key(defer.unique_key, null);
     exit when v_id is not null;
-    perform procjobs.raise_fault(procjobs.waiting_job_fault(defer.queueing_lock));
+    perform procjobs.raise_fault(procjobs.waiting_job_fault(v_queueing_lock));
   end loop;
   perform set_config('procjobs.args_checked', '', true);
   return v_id;
@@ -182,7 +186,7 @@ comment on function procjobs.defer(
   text, jsonb, text, integer, timestamptz, text, text, text, integer, text[], interval, text, text, interval, bigint
 ) is
   'Enqueues a job in your transaction and returns its id: select procjobs.defer(''send_mail'', ''{"to": "ann@example.org"}''). '
-  'queue, priority and max_attempts (runs in all) default to the task''s; scheduled_at: not before; lock: one running job a lock, in order; '
+  'queue, priority, lock, queueing_lock and max_attempts (runs in all) default to the task''s; scheduled_at: not before; lock: one running job a lock, in order; '
   'queueing_lock: at most one waiting job, else PJ006; unique_key: at most one waiting or running job, else its id is returned '
   '(unique_while: waiting, unfinished or retained; unique_for: also for that long after it was enqueued). '
   'tenant: whom it is for; timeout: how long a run may take; batch_id: what create_batch returned. '
@@ -288,13 +292,39 @@ begin
   where f.fault is not null
   limit 1;
   perform procjobs.raise_fault(procjobs.fault_of_element(v_fault, v_at));
-  return query select i.ordinal, i.id, i.duplicate from procjobs.insert_jobs(jobs) i;
+  return query select i.ordinal, i.id, i.duplicate from procjobs.insert_jobs(procjobs.with_task_locks(jobs)) i;
 end
 $$;
 comment on function procjobs.defer_many(jsonb) is
   'Enqueues many jobs at once, all or none: an array of objects with the names of defer''s arguments as keys; unknown keys are refused. '
   'Returns one row an element, in order: its number from 1, the job''s id, and whether that job was there already (unique_key). '
   'An error names the element. Definer: the producer role has no rights on tables.';
+
+create or replace function procjobs.with_task_locks(p_jobs jsonb)
+returns jsonb
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  -- Few tasks have a lock of their own.
+  select case
+    when exists (
+      select from procjobs.tasks t
+      where (t.lock is not null or t.queueing_lock is not null)
+        and t.name in (select e ->> 'task' from jsonb_array_elements(p_jobs) e)
+    ) then (
+      select jsonb_agg(
+        jsonb_strip_nulls(jsonb_build_object('lock', t.lock, 'queueing_lock', t.queueing_lock))
+        || case when e.job ->> 'lock' is null then e.job - 'lock' else e.job end
+          - case when e.job ->> 'queueing_lock' is null then 'queueing_lock' else '' end
+        order by e.n)
+      from jsonb_array_elements(p_jobs) with ordinality as e (job, n)
+      left join procjobs.tasks t on t.name = e.job ->> 'task'
+    )
+    else p_jobs
+  end
+$$;
+comment on function procjobs.with_task_locks(jsonb) is 'The elements of defer_many''s array, with their tasks'' own locks where they name none.';
 
 create or replace function procjobs.fault_of_element(p_fault jsonb, p_ordinal integer)
 returns jsonb

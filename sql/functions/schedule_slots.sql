@@ -209,7 +209,7 @@ as $$
     'tags', p_schedule.tags,
     'max_attempts', p_schedule.max_attempts,
     'timeout', extract(epoch from p_schedule.timeout),
-    'lock', coalesce(p_schedule.lock, case when p_schedule.overlap <> 'allow' then 'schedule:' || left(p_schedule.name, 200) end),
+    'lock', coalesce(p_schedule.lock, (select t.lock from procjobs.tasks t where t.name = p_schedule.task), case when p_schedule.overlap <> 'allow' then 'schedule:' || left(p_schedule.name, 200) end),
     'queueing_lock', p_schedule.queueing_lock,
     'scheduled_at', procjobs.jittered(p_schedule.name, p_slot, p_schedule.jitter)
   )) || jsonb_build_object('args', procjobs.slot_arguments(

@@ -39,16 +39,17 @@ begin
   -- Only what changed is written: a hundred workers that start with the same code write nothing.
   insert into procjobs.tasks as known (
     name, queue, priority, args_schema, execution, max_attempts, backoff_base, backoff_cap, backoff_jitter, timeout,
-    uniqueness, description, registered_at, registered_by
+    uniqueness, description, lock, queueing_lock, registered_at, registered_by
   )
   select
     t.name, coalesce(t.queue, 'default'), coalesce(t.priority, 0), nullif(t.args_schema, 'null'), coalesce(t.execution, 'async'),
     t.max_attempts, make_interval(secs => t.backoff_base), make_interval(secs => t.backoff_cap), t.backoff_jitter,
-    make_interval(secs => t.timeout), nullif(t.uniqueness, 'null'), t.description, procjobs.clock(), p_by
+    make_interval(secs => t.timeout), nullif(t.uniqueness, 'null'), t.description, t.lock, t.queueing_lock,
+    procjobs.clock(), p_by
   from jsonb_to_recordset(p_tasks) as t (
     name text, queue text, priority integer, args_schema jsonb, execution text, max_attempts integer,
     backoff_base double precision, backoff_cap double precision, backoff_jitter boolean,
-    timeout double precision, uniqueness jsonb, description text
+    timeout double precision, uniqueness jsonb, description text, lock text, queueing_lock text
   )
   order by t.name
   on conflict (name) do update
@@ -63,16 +64,18 @@ begin
       timeout = excluded.timeout,
       uniqueness = excluded.uniqueness,
       description = excluded.description,
+      lock = excluded.lock,
+      queueing_lock = excluded.queueing_lock,
       registered_at = excluded.registered_at,
       registered_by = excluded.registered_by
   where (
       known.queue, known.priority, known.args_schema, known.execution, known.max_attempts,
       known.backoff_base, known.backoff_cap, known.backoff_jitter, known.timeout, known.uniqueness,
-      known.description
+      known.description, known.lock, known.queueing_lock
     ) is distinct from (
       excluded.queue, excluded.priority, excluded.args_schema, excluded.execution, excluded.max_attempts,
       excluded.backoff_base, excluded.backoff_cap, excluded.backoff_jitter, excluded.timeout, excluded.uniqueness,
-      excluded.description
+      excluded.description, excluded.lock, excluded.queueing_lock
     );
   get diagnostics v_count = row_count;
   return v_count;

@@ -185,7 +185,7 @@ begin
     task_name, queue_name, priority, args, lock, pj_tenant, pj_waiting_key, pj_created_at, scheduled_at
   )
   select
-    t.name, coalesce(debounce.queue, s.queue, t.queue), coalesce(debounce.priority, s.priority, t.priority), v_job -> 'args', debounce.lock,
+    t.name, coalesce(debounce.queue, s.queue, t.queue), coalesce(debounce.priority, s.priority, t.priority), v_job -> 'args', coalesce(debounce.lock, t.lock),
     debounce.tenant, format('debounce:%s:%s', t.name, debounce.key), v_now, v_now + least(debounce.wait, debounce.max_wait)
   from procjobs.tasks t
   left join procjobs.task_settings s on s.task = t.name

@@ -160,6 +160,23 @@ async def test_nothing_to_defer(tasks: dict[str, Any]) -> None:
     assert await tasks["greet"].batch_defer_async() == []
 
 
+async def test_a_lock_of_the_decorator_holds_whoever_enqueues(app: procjobs.App, sql: Sql) -> None:
+    @app.task(name="guarded", lock="house", queueing_lock="door")
+    async def guarded() -> None: ...
+
+    await app.register_tasks()
+    await guarded.defer_async()
+    sql("update procrastinate_jobs set queueing_lock = null")
+    sql("select procjobs.defer('guarded')")
+    sql("update procrastinate_jobs set queueing_lock = null")
+    await app.throttle(guarded, {}, key="1", period=60)
+    sql("update procrastinate_jobs set queueing_lock = null")
+    await guarded.configure(lock="other", unique_key="k").defer_async()
+    assert sql("select lock, queueing_lock from procrastinate_jobs order by id") == [
+        ("house", None), ("house", None), ("house", None), ("other", "door"),
+    ]  # fmt: skip
+
+
 async def test_debounce_and_throttle(tasks: dict[str, Any], app: procjobs.App, sql: Sql) -> None:
     greet = tasks["greet"]
     first = await app.debounce(greet, {"user_id": 1}, key="1", wait=60, max_wait=timedelta(minutes=5), tenant="acme")

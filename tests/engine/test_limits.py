@@ -225,6 +225,24 @@ def test_it_is_exact_with_many_claimers(dsn: str, fleet: Fleet, sql: Sql) -> Non
     assert max(n for n, _ in worst) <= 3 and max(n for _, n in worst) <= 1
 
 
+def test_a_rate_is_exact_with_many_claimers(dsn: str, fleet: Fleet, sql: Sql) -> None:
+    limit(fleet, rate=20, per="1 hour")
+    limit(fleet, "u", rate=3, per="1 hour", key="args.u")
+    defer_for_users(sql, 200, 5)
+    started: list[int] = []
+
+    def work(own: Fleet, worker: int) -> None:
+        for count in (1, 4, 2, 7, 3, 1, 5) * 4:
+            started.extend(own.claim_ids(worker, count))
+            own.sql("select procjobs.sweep_limits()")
+
+    crew(dsn, 6, work)
+    assert len(started) == len(set(started)) == 15
+    assert sql(
+        "select args ->> 'u', count(*) from procrastinate_jobs where status = 'doing' group by 1 order by 1"
+    ) == [(str(user), 3) for user in range(5)]
+
+
 def test_two_claims_that_need_the_same_keys_crosswise_do_not_deadlock(dsn: str, fleet: Fleet, sql: Sql) -> None:
     limit(fleet, max_running=500, key="args.u")
     defer_for_users(sql, 3000, 50, priority="(random() * 9)::int")

@@ -47,6 +47,50 @@ def test_every_option_reaches_the_job(sql: Sql) -> None:
     assert rest == ["l", "ql", "u", 7, ["a", "b"]]
 
 
+@pytest.mark.parametrize(
+    "enqueue",
+    [
+        "select procjobs.defer('guarded')",
+        "select procjobs.defer('guarded', tenant => 'acme')",
+        'select id from procjobs.defer_many(\'[{"task": "guarded"}]\')',
+        'select id from procjobs.defer_many(\'[{"task": "guarded", "lock": null, "queueing_lock": null}]\')',
+        "select procjobs.throttle('guarded', 'k', '1 minute')",
+    ],
+)
+def test_a_tasks_own_locks_are_those_of_its_jobs(sql: Sql, register: Callable[..., int], enqueue: str) -> None:
+    assert register("guarded", lock="house", queueing_lock="door") == 1
+    assert register("guarded", lock="house", queueing_lock="door") == 0
+    sql(enqueue)
+    assert sql("select lock, queueing_lock from procrastinate_jobs") == [("house", "door")]
+
+
+def test_a_job_that_names_locks_has_those(sql: Sql, register: Callable[..., int]) -> None:
+    register("guarded", lock="house", queueing_lock="door")
+    sql("select procjobs.defer('guarded', lock => 'l', queueing_lock => 'q')")
+    many(
+        sql,
+        {"task": "guarded", "lock": "m", "queueing_lock": "r"},
+        {"task": "noop"},
+        {"task": "guarded", "lock": "n"},
+    )
+    assert sql("select lock, queueing_lock from procrastinate_jobs order by id") == [
+        ("l", "q"), ("m", "r"), (None, None), ("n", "door"),
+    ]  # fmt: skip
+
+
+def test_debounced_jobs_those_of_triggers_and_of_schedules_have_the_tasks_lock(
+    sql: Sql, register: Callable[..., int]
+) -> None:
+    register("guarded", lock="house")
+    sql("select procjobs.debounce('guarded', 'k', '1 minute')")
+    sql("select procjobs.schedule('nightly', 'guarded', '0 3 * * *')")
+    sql("select procjobs.run_now('nightly')")
+    sql("create table things (id integer primary key)")
+    sql("select procjobs.enqueue_on_change('things', 'guarded')")
+    sql("insert into things values (1)")
+    assert sql("select lock, count(*) from procrastinate_jobs group by 1") == [("house", 3)]
+
+
 def test_a_job_belongs_to_its_transaction(sql: Sql, another: Another) -> None:
     connection = another()
     connection.execute("select procjobs.defer('noop')")
