@@ -498,6 +498,8 @@ begin
       union all
       select t from procjobs.limits l, unnest(array_append(l.tasks, l.task)) t where l.queue is null and t is not null
     ) as judged,
+    w.kind <> 'session'
+      and not exists (select from procjobs.limits l where l.queue is null and l.task is null and l.tasks is null) as may_be_plain,
     (select jsonb_object_agg(p.task, p.timeout) from procjobs.task_policies p where p.timeout is not null) as timeouts
   into v_context
   from procjobs.worker_state w
@@ -514,7 +516,7 @@ begin
   if v_context.parked then
     perform procjobs.unpark_jobs(v_context.tasks, p_queues, p_max_jobs);
   end if;
-  if current_setting('procjobs.front', true) <> '' and v_judge is not true and not v_context.session then
+  if current_setting('procjobs.front', true) <> '' and v_judge is not true and v_context.may_be_plain then
     v_front := procjobs.known_front(p_queues);
     if v_front is not null and v_front[1] <> all (v_context.special) then
       v_chosen := procjobs.choose_from_front(v_front, v_context.tasks, v_context.judged, p_max_jobs);
@@ -527,7 +529,7 @@ begin
   end if;
 
   -- Most claims find one queue whose next jobs need no judging: no lock, no limit, a task that is known and not paused.
-  if cardinality(v_queues) = 1 and not v_context.session and v_queues[1] <> all (v_context.special) and v_judge is not true then
+  if cardinality(v_queues) = 1 and v_context.may_be_plain and v_queues[1] <> all (v_context.special) and v_judge is not true then
     return query
     with taken as (
       update public.procrastinate_jobs j

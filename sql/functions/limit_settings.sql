@@ -68,7 +68,7 @@ declare
   v_problem text := case
     when coalesce(length(set_limit.name), 0) not between 1 and 100 or set_limit.name like '%:%'
       then 'a limit needs a name of 1 to 100 characters without a colon'
-    when set_limit.task is null and set_limit.queue is null then 'it is neither for a task nor for a queue'
+    when num_nonnulls(set_limit.task, set_limit.queue, set_limit.key) = 0 then 'it is for no task, no queue and no key'
     when set_limit.max_running is null and set_limit.rate is null then 'it limits nothing'
     when set_limit.max_running < 0 then 'max_running is less than 0'
     when set_limit.rate < 1 then 'rate is less than 1'

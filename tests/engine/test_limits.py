@@ -162,6 +162,34 @@ def test_a_limit_by_lock_or_tenant(fleet: Fleet, sql: Sql) -> None:
     assert fleet.claim_ids(fleet.worker(), 10) == jobs[:2]
 
 
+def test_a_limit_by_a_lock_counts_the_starts_under_it(fleet: Fleet, sql: Sql) -> None:
+    limit(fleet, "l", rate=1, per="1 hour", key="lock")
+    first, second, other = fleet.defer(lock="a"), fleet.defer(lock="a"), fleet.defer(lock="b")
+    worker = fleet.worker()
+    one, two = fleet.claim(worker, 10)
+    assert [one.id, two.id] == [first, other]
+    fleet.finish(one)
+    assert fleet.claim(worker, 10) == [] and fleet.waits_for(second) == "limit"
+
+
+@pytest.mark.parametrize("queues", [None, ["mail"]])
+def test_a_limit_by_a_key_alone_is_for_all_tasks_and_queues(fleet: Fleet, sql: Sql, queues: list[str] | None) -> None:
+    sql("select procjobs.set_limit('share', key => 'tenant', max_running => 2)")
+    worker = fleet.worker("other")
+    running = [fleet.defer("other", queue="reports"), fleet.defer(queue="mail")]
+    sql("update procrastinate_jobs set pj_tenant = 'a'")
+    assert sorted(fleet.claim_ids(worker, 10)) == running
+    more = [fleet.defer(queue="mail") for _ in range(3)]
+    sql(
+        "update procrastinate_jobs set pj_tenant = case when id = %s then 'b' else 'a' end where status = 'todo'",
+        more[1],
+    )
+    free = fleet.defer(queue="mail")
+    assert fleet.claim_ids(worker, 10, queues=queues) == [more[1], free]
+    assert fleet.waits_for(more[0]) == fleet.waits_for(more[2]) == "limit"
+    assert "share" in sql.one("select procjobs.why_not_running(%s)", more[0])
+
+
 def test_a_job_under_two_limits_needs_room_in_both(fleet: Fleet, sql: Sql) -> None:
     limit(fleet, "all", max_running=3)
     limit(fleet, "each", max_running=1, key="args.u")
@@ -487,6 +515,7 @@ def test_state_that_nobody_uses_is_forgotten(fleet: Fleet, sql: Sql) -> None:
     [
         {},
         {"max_running": 1, "task": None},
+        {"max_running": 1, "task": None, "queue": None},
         {"max_running": -1},
         {"rate": 5},
         {"per": "1 second"},
