@@ -46,8 +46,9 @@ select e.id, e.job, e.lease, e.lock, lower(e.span) as began,
   least(
     coalesce(upper(e.span), 'infinity'),
     (select min(s.began) from chaos.stops s
-     where s.pid = e.pid and s.began > lower(e.span)
-       and (s.ended is null or upper_inf(e.span) or s.ended > upper(e.span))),
+     -- Of a process that died the last word may have reached the database when it was dead already: no run.
+     where s.pid = e.pid
+       and (s.ended is null or s.began > lower(e.span) and (upper_inf(e.span) or s.ended > upper(e.span)))),
     (select min(a.finished_at) from procjobs.job_attempts a
      where a.job_id = e.job and a.lease = e.lease and a.outcome in ('crashed', 'released', 'superseded')
        and ({lenient} or exists (select from chaos.stops s where s.pid = e.pid and s.ended is not null)))
