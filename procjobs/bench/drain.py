@@ -30,6 +30,8 @@ _STARTUP = 60.0
 #: what is measured by a third.
 _LOOK_EVERY = 0.01
 _STOP = 15.0
+#: Counting takes one processor at most, whatever else is in the table: a parallel one would take the contender's.
+_COUNTING = "-c max_parallel_workers_per_gather=0"
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def enqueue(environments: Environments, contender: Contender, dsn: str, mode: st
 
 def drain(environments: Environments, contender: Contender, shape: Shape, dsn: str, jobs: int) -> Drained:
     """Enqueue so many jobs, drain them, and count what was acknowledged. Raises RuntimeError when nothing was done."""
-    with _held(dsn, shape.held), psycopg.connect(dsn, autocommit=True) as connection:
+    with _held(dsn, shape.held), psycopg.connect(dsn, autocommit=True, options=_COUNTING) as connection:
         if waiting := shape.waiting(jobs):
             connection.execute(UNCHECKED)
             connection.execute(waiting.encode())

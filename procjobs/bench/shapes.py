@@ -57,6 +57,8 @@ _TURNED_AWAY = (
 )
 _NOT_BINDING = "select procjobs.set_limit('keys', task => 'noop', key => 'args.at', max_running => 1000000)"
 
+_OTHER_QUEUES = _jobs(500, "priority", "-1").replace("'default'", "'queue ' || n % 5")
+
 EMPTY = Shape("empty tables", stock=True)
 
 SHAPES = (
@@ -64,6 +66,7 @@ SHAPES = (
     Shape("1,000,000 finished", _FINISHED),
     Shape("1,000,000 scheduled", _SCHEDULED, stock=True),
     Shape("1,000,000 more waiting", _jobs(1_000_000, "priority", "-1"), stock=True),
+    Shape("500 waiting in five other queues", _OTHER_QUEUES, stock=True),
     Shape("10,000 on one lock, in front", _jobs(10_000, "priority, lock", "1, 'hot'"), stock=True, beside=_DONE),
     Shape("every job with a lock of its own", stock=True, backlog=("lock", "'lock ' || n")),
     Shape("10,000 in front turned away by limits of 1,000 keys", _TURNED_AWAY, beside=_DONE),

@@ -26,6 +26,8 @@ _TASKS: dict[str, Callable[..., Any]] = {
     "thread": tasks.noop_in_a_thread,
     "process": tasks.crunch,
 }
+#: Otherwise those that came due since the schema was made would run beside some rounds and not beside others.
+_QUIET = "select procjobs.pause_schedule(name) from procjobs.schedules"
 #: COPY straight into the job table: procjobs takes jobs from there as from anywhere.
 _COPY = "copy public.procrastinate_jobs (queue_name, task_name) from stdin"
 
@@ -45,9 +47,11 @@ def make_app(kind: str, dsn: str) -> procrastinate.App:
 
 
 async def prepare(kind: str, dsn: str) -> None:
-    """The schema, and for procjobs the tasks."""
+    """The schema, and for procjobs the tasks, without its own schedules."""
     if kind == "procjobs":
         await asyncio.to_thread(migrate, dsn)
+        async with await psycopg.AsyncConnection.connect(dsn) as connection:
+            await connection.execute(_QUIET)
     app = make_app(kind, dsn)
     async with app.open_async():
         if isinstance(app, procjobs.App):
