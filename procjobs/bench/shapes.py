@@ -72,4 +72,5 @@ SHAPES = (
     Shape("10,000 in front turned away by limits of 1,000 keys", _TURNED_AWAY, beside=_DONE),
     Shape("limits of 1,000 keys that do not bind", _NOT_BINDING, backlog=("args", _KEYED)),
     Shape("a transaction open since before", held=True, stock=True),
+    Shape("such a transaction, and 500 waiting in five other queues", _OTHER_QUEUES, held=True),
 )

@@ -6,7 +6,8 @@
 -- as long as a claim finds all that it wants from there on, it does not look further in front. What comes in between (a retry,
 -- the next job of a lock, an insert that was committed late) waits so much longer. A job of a higher priority or of another queue does not.
 
-create or replace function procjobs.known_front(p_queues text[])
+drop function if exists procjobs.known_front(text[]);
+create or replace function procjobs.known_front(p_queues text[], p_paused_queues text[], p_special_queues text[])
 returns text[]
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -17,46 +18,44 @@ set enable_bitmapscan = off
 as $$
 declare
   v_front text[] := nullif(current_setting('procjobs.front', true), '');
+  v_next record;
 begin
-  if v_front is null or v_front[1] = '' or p_queues <> v_front[1:1] then
+  if v_front is null or v_front[1] = '' or v_front[1] <> all (p_queues) then
     return null;
   end if;
   -- Further ahead than ever one is set: the clock was set back.
   if v_front[4]::double precision - procjobs.stopwatch() not between 0 and 10 then
     v_front := procjobs.find_front(v_front[1]);
   end if;
-  if v_front[1] = ''
-    or p_queues is null and exists (
-      select
-      from public.procrastinate_jobs j
-      where j.status = 'todo'
-        and j.pj_waits_for is null
-        and j.queue_name < v_front[1]
-    )
-    or p_queues is null and exists (
-      select
-      from public.procrastinate_jobs j
-      where j.status = 'todo'
-        and j.pj_waits_for is null
-        and j.queue_name > v_front[1]
-    )
-    or exists (
-      select
-      from public.procrastinate_jobs j
-      where j.status = 'todo'
-        and j.pj_waits_for is null
-        and j.queue_name = v_front[1]
-        and j.priority > v_front[2]::integer
-    )
-  then
+  if v_front[1] = any (array_cat(p_paused_queues, p_special_queues) || ''::text) or exists (
+    select
+    from public.procrastinate_jobs j
+    where j.status = 'todo'
+      and j.pj_waits_for is null
+      and j.queue_name = v_front[1]
+      and j.priority > v_front[2]::integer
+  ) then
     return null;
   end if;
-  return v_front;
+  if cardinality(p_queues) = 1 then
+    return v_front[1:4];
+  end if;
+
+  select f.priority, f.id, f.queue = any (p_special_queues) as special
+  into v_next
+  from procjobs.first_jobs(p_queues, v_front[1]) f
+  where f.queue <> all (p_paused_queues)
+  order by special desc, f.priority desc, f.id
+  limit 1;
+  if v_next.special or (v_next.priority, -v_next.id) > (v_front[2]::integer, -v_front[3]::bigint) then
+    return null;
+  end if;
+  return v_front[1:4] || case when v_next.priority = v_front[2]::integer then v_next.id::text end;
 end
 $$;
-comment on function procjobs.known_front(text[]) is
+comment on function procjobs.known_front(text[], text[], text[]) is
   'The front that this session remembers, found again when its time is over, if a claim over these queues (null: all) may begin there: nothing goes '
-  'before it. Else null.';
+  'before it, and no queue with jobs is fair, ageing or limited. With it the id from which on jobs of other queues go first. Else null.';
 
 create or replace function procjobs.choose_from_front(p_front text[], p_tasks text[], p_judged text[], p_max_jobs integer)
 returns bigint[]
@@ -71,7 +70,12 @@ declare
   v_ids bigint[];
   v_plain boolean;
 begin
-  select array_agg(f.id order by f.id), bool_and(f.lock is null and f.task_name = any (p_tasks) and f.task_name <> all (p_judged))
+  select
+    array_agg(f.id order by f.id),
+    bool_and(
+      f.lock is null and f.task_name = any (p_tasks) and f.task_name <> all (p_judged)
+      and coalesce(f.id < p_front[5]::bigint, true)
+    )
   into v_ids, v_plain
   from (
     select c.id, c.lock, c.task_name

@@ -14,7 +14,7 @@ import psycopg
 
 from tests.conftest import Sql
 
-__all__ = ["Claim", "Fleet", "Thread", "crew", "job_row", "opened"]
+__all__ = ["Claim", "Fleet", "Thread", "crew", "job_row", "opened", "without_judging"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,15 @@ class Claim:
     lock: str | None
     priority: int
     attempts: int
+
+
+@contextmanager
+def without_judging(sql: Sql) -> Iterator[None]:
+    """While this lasts, a claim that judges jobs ends with UndefinedFunction."""
+    arguments = "(bigint, text[], text[], integer, text[], jsonb, boolean)"
+    sql(f"alter function procjobs.claim_judged{arguments} rename to claim_judged_hidden")
+    yield
+    sql(f"alter function procjobs.claim_judged_hidden{arguments} rename to claim_judged")
 
 
 class Fleet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import procjobs
 from tests.conftest import Sql, with_user
 from tests.engine.conftest import FAST
-from tests.engine.fleet import Claim, Fleet, Thread, opened, waits_for_a_row
+from tests.engine.fleet import Claim, Fleet, Thread, opened, waits_for_a_row, without_judging
 
 LONG_QUEUE = "q" * 128
 
@@ -47,6 +48,42 @@ def test_the_order_is_one_line_over_all_queues(fleet: Fleet) -> None:
     assert fleet.claim_ids(worker, 4) == in_line[:4]
     assert fleet.claim_ids(worker, 4, queues=["c", "a", "b"]) == in_line[4:8]
     assert fleet.claim_ids(worker, 4) == in_line[8:]
+
+
+@pytest.mark.parametrize("queues", [None, ["mail", "other", "paused"]])
+def test_next_jobs_of_one_queue_need_no_judging_whatever_other_queues_hold(
+    fleet: Fleet, queues: list[str] | None
+) -> None:
+    fleet.sql("select procjobs.pause_queue('paused')")
+    fleet.defer(queue="paused", priority=9)
+    first = [fleet.defer(queue="mail") for _ in range(4)]
+    other = fleet.defer(queue="other")
+    second = [fleet.defer(queue="mail") for _ in range(2)]
+    urgent = fleet.defer(queue="other", priority=1)
+    worker = fleet.worker()
+    with without_judging(fleet.sql):
+        assert fleet.claim_ids(worker, 1, queues=queues) == [urgent]
+        assert fleet.claim_ids(worker, 3, queues=queues) == first[:3]
+        with pytest.raises(psycopg.errors.UndefinedFunction):
+            fleet.claim(worker, 3, queues=queues)
+    assert fleet.claim_ids(worker, 4, queues=queues) == [first[3], other, *second]
+    assert fleet.claim_ids(worker, 3, queues=queues) == []
+
+
+@pytest.mark.parametrize("front", [None, ["a", "b", "c"]])
+def test_random_backlogs_of_several_queues_are_worked_in_one_line(fleet: Fleet, front: list[str] | None) -> None:
+    draw = random.Random(7)
+    jobs = [
+        (-priority, fleet.defer(queue=draw.choice("abc"), priority=priority))
+        for priority in draw.choices([0, 0, 0, 1], k=120)
+    ]
+    worker = fleet.worker()
+    got: list[int] = []
+    while claimed := fleet.claim_ids(worker, draw.randint(1, 9), queues=front):
+        got += claimed
+        if len(got) % 2:
+            fleet.sql("select set_config('procjobs.judging', '', false)")
+    assert got == [job for _, job in sorted(jobs)]
 
 
 def test_only_from_the_queues_asked_for(fleet: Fleet) -> None:

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from tests.conftest import Sql
-from tests.engine.fleet import Fleet, opened
+from tests.engine.fleet import Fleet, opened, without_judging
 
 #: Jobs a claim.
 FULL = 60
@@ -96,7 +96,43 @@ def test_what_goes_before_the_front_is_not_passed_over(fleet: Fleet, behind: tup
 def test_another_queue_alone_is_claimed_as_ever(fleet: Fleet, behind: tuple[int, int]) -> None:
     other = fleet.defer(queue="mail")
     assert fleet.claim_ids(fleet.worker(), FULL, queues=["mail"]) == [other]
-    assert fleet.claim_ids(fleet.worker(), FULL, queues=["mail", "default"])[0] == behind[0]
+    assert known(fleet.sql)[2] == str(behind[1])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("queue", ["a", "z"])
+@pytest.mark.parametrize("kind", ["a lower priority", "enqueued later", "a paused queue"])
+@pytest.mark.parametrize("named", [False, True])
+def test_jobs_of_another_queue_that_go_behind_are_no_reason_to_leave_the_front(
+    fleet: Fleet, behind: tuple[int, int], queue: str, kind: str, named: bool
+) -> None:
+    _, first = behind
+    last = fleet.defer(queue=queue, priority={"a lower priority": -1, "a paused queue": 5}.get(kind, 0))
+    if kind == "a paused queue":
+        fleet.sql("select procjobs.pause_queue(%s)", queue)
+    queues = ["default", queue] if named else None
+    worker = fleet.worker()
+    for n in range(2):
+        assert fleet.claim_ids(worker, FULL, queues=queues) == list(range(first + n * FULL, first + (n + 1) * FULL))
+    rest = [behind[0], *range(first + 2 * FULL, first + 3 * FULL), *([] if kind == "a paused queue" else [last])]
+    assert fleet.claim_ids(worker, 3 * FULL, queues=queues) == rest
+
+
+@pytest.mark.parametrize("queue", ["a", "z"])
+def test_from_the_front_on_a_job_of_another_queue_has_its_place(fleet: Fleet, queue: str) -> None:
+    fleet.defer_many(FULL + 10)
+    between = fleet.defer(queue=queue)
+    fleet.defer_many(2 * FULL)
+    remember(fleet.sql, 1)
+    worker = fleet.worker()
+    for n in range(3):
+        assert fleet.claim_ids(worker, FULL) == list(range(1 + n * FULL, 1 + (n + 1) * FULL)), between
+
+
+def test_beside_a_fair_queue_that_has_jobs_no_front_is_kept_to(fleet: Fleet, behind: tuple[int, int]) -> None:
+    worker = fleet.worker()
+    fleet.sql("select procjobs.set_queue('mail', fair => true)")
+    fleet.defer(queue="mail", priority=-1)
+    assert fleet.claim_ids(worker, FULL)[0] == behind[0]
 
 
 @pytest.mark.parametrize("kind", ["lock", "limit", "task", "paused task", "paused queue"])
@@ -128,12 +164,17 @@ def test_jobs_that_must_be_judged_are(fleet: Fleet, behind: tuple[int, int], kin
 
 
 @pytest.mark.slow
-def test_under_an_open_transaction_a_claim_reads_no_more_than_without_one(fleet: Fleet, rival: Fleet) -> None:
+@pytest.mark.parametrize("others", [0, 50], ids=["one queue", "jobs in five other queues"])
+def test_under_an_open_transaction_a_claim_reads_no_more_than_without_one(
+    fleet: Fleet, rival: Fleet, others: int
+) -> None:
     """It reads 30 times as much where each claim passes all that was claimed since the transaction began."""
     if fleet.sql.connection.info.server_version < 150000:
         pytest.skip("this server tells late what was read")
     sql, jobs = fleet.sql, 60_000
     fleet.defer_many(jobs)
+    for n in range(others):
+        fleet.defer(queue=f"{'az'[n % 2]}{n % 5}", priority=-1)
     worker = fleet.worker()
     sql("vacuum analyze procrastinate_jobs")
 
@@ -183,10 +224,10 @@ def test_where_jobs_had_to_be_judged_a_moment_ago_the_next_claim_judges_at_once(
     worker = fleet.worker()
     assert fleet.claim_ids(worker) == [locked]
     assert sql.one("select current_setting('procjobs.judging')::float8 - procjobs.stopwatch()") <= 0.1
-    sql("alter function procjobs.claim_judged(bigint, text[], text[], integer, text[], jsonb, boolean) rename to gone")
-    sql("select set_config('procjobs.judging', (procjobs.stopwatch() + 9)::text, false)")
-    with pytest.raises(psycopg.errors.UndefinedFunction):
-        fleet.claim(worker)
+    with without_judging(sql):
+        sql("select set_config('procjobs.judging', (procjobs.stopwatch() + 9)::text, false)")
+        with pytest.raises(psycopg.errors.UndefinedFunction):
+            fleet.claim(worker)
     for over in (-1, 3600):  # later; and a clock that was set back
         sql("select set_config('procjobs.judging', (procjobs.stopwatch() + %s)::text, false)", over)
         assert fleet.claim_ids(worker) == ([plain] if over < 0 else [])
