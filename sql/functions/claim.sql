@@ -80,30 +80,53 @@ $$;
 comment on function procjobs.ready_queues() is 'Names of the queues that hold a claimable job.';
 
 drop function if exists procjobs.start_jobs(bigint[], bigint, jsonb, jsonb);
-create or replace function procjobs.start_jobs(p_ids bigint[], p_worker bigint, p_timeouts jsonb, p_keys jsonb, p_at timestamptz)
+drop function if exists procjobs.start_jobs(bigint[], bigint, jsonb, jsonb, timestamptz);
+create or replace function procjobs.start_jobs(
+  p_ids bigint[], p_worker bigint, p_timeouts jsonb, p_granted bigint[], p_keys text[], p_at timestamptz
+)
 returns bigint[]
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set enable_nestloop = off
+set enable_mergejoin = off
+set plan_cache_mode = force_generic_plan
+set jit = off
 as $$
 begin
   -- Not with an empty array, which the planner takes for a proof that any partial index will do.
-  if cardinality(p_ids) > 0 then
+  if p_granted is not null and cardinality(p_ids) > 0 then
     update public.procrastinate_jobs j
     set status = 'doing',
         worker_id = p_worker,
         pj_lease = j.pj_lease + 1,
         pj_started_at = p_at,
         pj_deadline = p_at + coalesce(j.pj_timeout, (p_timeouts ->> j.task_name)::interval),
-        pj_limits = case when p_keys is not null then (
-          select array_agg(k) from jsonb_array_elements_text(p_keys -> j.id::text) k
-        ) end
+        pj_limits = f.keys
+    from (
+      select i.id, g.keys
+      from unnest(p_ids) as i(id)
+      left join (
+        select h.id, array_agg(h.key) as keys from unnest(p_granted, p_keys) as h(id, key) group by h.id
+      ) g on g.id = i.id
+    ) f
+    where j.id = any (p_ids)
+      and j.id = f.id;
+  elsif cardinality(p_ids) > 0 then
+    update public.procrastinate_jobs j
+    set status = 'doing',
+        worker_id = p_worker,
+        pj_lease = j.pj_lease + 1,
+        pj_started_at = p_at,
+        pj_deadline = p_at + coalesce(j.pj_timeout, (p_timeouts ->> j.task_name)::interval),
+        pj_limits = null
     where j.id = any (p_ids);
   end if;
   return coalesce(p_ids, '{}');
 end
 $$;
-comment on function procjobs.start_jobs(bigint[], bigint, jsonb, jsonb, timestamptz) is
-  'Starts jobs that the caller has locked and judged; p_keys: the limits that each counts for; p_at: when, as those counted it. Returns their ids.';
+comment on function procjobs.start_jobs(bigint[], bigint, jsonb, bigint[], text[], timestamptz) is
+  'Starts jobs that the caller has locked and judged; p_granted, p_keys: who of them has a grant of which key; p_at: when, as those counted it. Returns their ids.';
 
 drop function if exists procjobs.claim_jobs(bigint, text[], integer);
 create or replace function procjobs.claim_jobs(p_worker bigint, p_queues text[], p_max_jobs integer)

@@ -303,7 +303,8 @@ declare
   v_special_queues text[];
   v_limited boolean;
   v_ids bigint[];
-  v_keys jsonb;
+  v_granted bigint[];
+  v_keys text[];
   v_at timestamptz;
   v_away bigint[];
   v_away_by text[];
@@ -341,11 +342,11 @@ begin
       ) t;
 
       v_ids := v_pass.taken[1:v_missing];
-      v_keys := null;
+      v_granted := null;
       v_at := procjobs.clock();
       if v_limited and cardinality(v_ids) > 0 then
-        select a.admitted, a.keys, a.turned_away, a.turned_by, a.counted, a.at
-        into v_ids, v_keys, v_away, v_away_by, v_counted, v_at
+        select a.admitted, a.granted, a.keys, a.turned_away, a.turned_by, a.counted, a.at
+        into v_ids, v_granted, v_keys, v_away, v_away_by, v_counted, v_at
         from procjobs.admit_jobs(v_pass.taken, v_missing, v_round = 1) a;
         if v_away is not null then
           perform procjobs.turn_away(v_away, v_away_by, v_counted);
@@ -353,7 +354,7 @@ begin
         end if;
       end if;
 
-      v_started := v_started || procjobs.start_jobs(v_ids, p_worker, p_timeouts, v_keys, v_at);
+      v_started := v_started || procjobs.start_jobs(v_ids, p_worker, p_timeouts, v_granted, v_keys, v_at);
       v_missing := v_missing - cardinality(v_ids);
       exit when v_missing <= 0 or v_pass.set_aside = 0 and not (v_pass.overtaken and v_width < c_widest);
       v_width := least(c_widest, greatest(2 * v_width, v_missing, case when v_pass.set_aside > 0 then 200 end));

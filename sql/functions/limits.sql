@@ -48,15 +48,13 @@ stable
 as $$
   select
     s.key,
-    greatest(0, least(l.max_running - running.n, l.rate - recent.n))::integer,
+    greatest(0, least(l.max_running - coalesce(running.n, 0), l.rate - recent.n))::integer,
     case when recent.n >= l.rate then recent.first + l.per end
   from procjobs.limit_state s
   join procjobs.limits l on l.name = s.limit_name
-  cross join lateral (
-    select case when l.max_running is not null then (
-      select count(*) from procjobs.limit_grants g where g.key = s.key
-    ) end as n
-  ) running
+  left join (
+    select g.key, count(*) as n from procjobs.limit_grants g where g.key = any (p_keys) group by g.key
+  ) running on running.key = s.key
   left join lateral (
     select coalesce(sum(c.n), 0) as n, min(c.at) as first
     from unnest(s.starts, s.counts) as c(at, n)
@@ -106,7 +104,10 @@ set enable_seqscan = off
 set jit = off
 set plan_cache_mode = force_generic_plan
 as $$
+declare
+  v_keys constant text[] := array(select distinct k from unnest(p_keys) k);
 begin
+  -- Before any row is locked: it may wait for somebody who inserts the same key and then locks.
   insert into procjobs.limit_state (key, limit_name)
   select distinct on (k.key) k.key, k.name
   from unnest(p_keys, p_names) as k(key, name)
@@ -116,11 +117,11 @@ begin
 
   if p_wait then
     return array(
-      select s.key from procjobs.limit_state s where s.key = any (p_keys) order by s.key for update
+      select s.key from procjobs.limit_state s where s.key = any (v_keys) order by s.key for update
     );
   end if;
   return array(
-    select s.key from procjobs.limit_state s where s.key = any (p_keys) order by s.key for update skip locked
+    select s.key from procjobs.limit_state s where s.key = any (v_keys) order by s.key for update skip locked
   );
 end
 $$;
@@ -130,7 +131,7 @@ comment on function procjobs.take_limit_state(text[], text[], boolean) is
 drop function if exists procjobs.admit_jobs(bigint[], integer, boolean);
 drop function if exists procjobs.turn_away(bigint[], text[]);
 create or replace function procjobs.admit_jobs(p_ids bigint[], p_max_jobs integer, p_wait boolean)
-returns table (admitted bigint[], keys jsonb, turned_away bigint[], turned_by text[], counted text[], at timestamptz)
+returns table (admitted bigint[], granted bigint[], keys text[], turned_away bigint[], turned_by text[], counted text[], at timestamptz)
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
@@ -202,24 +203,27 @@ begin
   end loop;
   admitted := admitted[1:p_max_jobs];
 
-  with let as (
-    select m.id, m.key, m.name
+  with held as (
+    insert into procjobs.limit_grants (key, job_id)
+    select m.key, m.id
     from unnest(v_ids, v_keys, v_names) as m(id, key, name)
     join unnest(admitted) as a(id) on a.id = m.id
-  ),
-  granted as (
-    insert into procjobs.limit_grants (key, job_id)
-    select let.key, let.id
-    from let
-    join procjobs.limits l on l.name = let.name and l.max_running is not null
-    returning key, job_id
+    join procjobs.limits l on l.name = m.name and l.max_running is not null
+    returning job_id, key
   )
-  select
-    (select jsonb_object_agg(g.job_id, g.held) from (select job_id, jsonb_agg(key) as held from granted group by job_id) g),
-    (select array_agg(c.key order by c.key) from (select distinct key from let) c),
-    (select array_agg(c.n order by c.key) from (select key, count(*)::integer as n from let group by key) c)
-  into keys, v_keys, v_counts;
+  select array_agg(h.job_id), array_agg(h.key)
+  into granted, keys
+  from held h;
+
   if v_rated then
+    select array_agg(c.key), array_agg(c.n)
+    into v_keys, v_counts
+    from (
+      select m.key, count(*)::integer as n
+      from unnest(v_ids, v_keys) as m(id, key)
+      join unnest(admitted) as a(id) on a.id = m.id
+      group by m.key
+    ) c;
     perform procjobs.note_starts(v_keys, v_counts, at);
   end if;
   return next;
@@ -227,7 +231,7 @@ end
 $$;
 comment on function procjobs.admit_jobs(bigint[], integer, boolean) is
   'Which of these jobs, locked by the caller and in this order, the limits let start now, at most p_max_jobs; and those turned away, with the key of the limit. '
-  'Counts the starts, as of `at`, and makes the grants (keys: by job). Without p_wait the keys that another claim holds have no room here, '
+  'Counts the starts, as of `at`, and makes the grants (granted, keys: which job of which key). Without p_wait the keys that another claim holds have no room here, '
   'whatever room they have: counted names those that were looked at.';
 
 create or replace function procjobs.turn_away(p_ids bigint[], p_keys text[], p_counted text[])
