@@ -32,6 +32,7 @@ def test_a_conflict_in_the_middle_of_a_claim(hands: Hands, sqlstate: str, mutate
         )
     jobs = [hands.fleet.defer(lock=f"lock {n}", queue=f"queue {n % 2}") for n in range(4)]
     worker = hands.fleet.worker()
+    hands.fleet.judge()
     Storm(hands.site.sql).rage([sqlstate], most=1)
     if mutated:
         with pytest.raises(psycopg.Error) as failed:

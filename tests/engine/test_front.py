@@ -225,9 +225,9 @@ def test_where_jobs_had_to_be_judged_a_moment_ago_the_next_claim_judges_at_once(
     assert fleet.claim_ids(worker) == [locked]
     assert sql.one("select current_setting('procjobs.judging')::float8 - procjobs.stopwatch()") <= 0.1
     with without_judging(sql):
-        sql("select set_config('procjobs.judging', (procjobs.stopwatch() + 9)::text, false)")
+        fleet.judge()
         with pytest.raises(psycopg.errors.UndefinedFunction):
             fleet.claim(worker)
     for over in (-1, 3600):  # later; and a clock that was set back
-        sql("select set_config('procjobs.judging', (procjobs.stopwatch() + %s)::text, false)", over)
+        fleet.judge(over)
         assert fleet.claim_ids(worker) == ([plain] if over < 0 else [])
