@@ -139,14 +139,15 @@ async def test_a_signal_stops_every_worker_of_a_process_and_leaves_the_handlers_
     assert ours is not before
 
 
-def test_a_worker_in_a_thread_never_ends_the_process_of_its_host(dsn, sql, eventually):
+def test_a_worker_in_a_thread_never_ends_the_process_of_its_host(dsn, eventually):
     """Not even where a coroutine ignores its cancellation; a worker that owns its process has to."""
     app = procjobs.App(dsn)
     ended: list[BaseException] = []
-    go = threading.Event()
+    began, go = threading.Event(), threading.Event()
 
     @app.task(name="stubborn")
     async def stubborn():
+        began.set()
         while not go.is_set():
             try:
                 await asyncio.sleep(0.05)
@@ -166,7 +167,7 @@ def test_a_worker_in_a_thread_never_ends_the_process_of_its_host(dsn, sql, event
                     }
                 )
             )
-            await eventually(lambda: sql("select 1 from procrastinate_jobs where status = 'doing'"))
+            await eventually(began.is_set)
             worker.cancel()
             try:
                 await worker
