@@ -146,7 +146,9 @@ declare
   v_taken text[];
   v_limit text;
   v_has_rate boolean;
+  v_has_room boolean;
   v_rated boolean := false;
+  v_counting text[];
   v_over bigint[];
   v_by text[];
   v_counts integer[];
@@ -173,10 +175,17 @@ begin
   counted := v_taken;
   at := procjobs.wall_clock();
   -- One limit after the other: what one turns away does not count for the next.
-  for v_limit, v_has_rate in
-    select l.name, l.rate is not null from procjobs.limits l where l.name = any (array(select distinct n from unnest(v_names) n)) order by l.name
+  for v_limit, v_has_rate, v_has_room in
+    select l.name, l.rate is not null, l.max_running is not null
+    from procjobs.limits l
+    where l.name = any (array(select distinct n from unnest(v_names) n))
+    order by l.name
   loop
     v_rated := v_rated or v_has_rate;
+    -- Grants only of what was judged here: a limit that is set a moment later counts these jobs by itself (count_running), a breaker not at all.
+    if v_has_room then
+      v_counting := v_counting || v_limit;
+    end if;
     with room as materialized (
       select r.key, r.room from procjobs.limit_room(v_taken, at) r
     )
@@ -208,7 +217,7 @@ begin
     select m.key, m.id
     from unnest(v_ids, v_keys, v_names) as m(id, key, name)
     join unnest(admitted) as a(id) on a.id = m.id
-    join procjobs.limits l on l.name = m.name and l.max_running is not null
+    where m.name = any (v_counting)
     returning job_id, key
   )
   select array_agg(h.job_id), array_agg(h.key)

@@ -42,6 +42,35 @@ def test_a_conflict_in_the_middle_of_a_claim(hands: Hands, sqlstate: str, mutate
         assert sorted(hands.fleet.claim_ids(worker, 4)) == jobs
 
 
+@MUTATED
+def test_a_breaker_that_closes_and_opens_again_amid_a_claim(hands: Hands, mutated: bool) -> None:
+    """What was claimed while it was closed is no probe of the next time."""
+    site = hands.site
+    if mutated:
+        site.replace(
+            "admit_jobs", "where m.name = any (v_counting)",
+            "where m.name in (select l.name from procjobs.limits l where l.max_running is not null)",
+        )  # fmt: skip
+    for number, step in ((1, "v_taken := procjobs.take_limit_state"), (2, "with held as (")):
+        site.replace("admit_jobs", step, f"perform pg_advisory_xact_lock_shared({number});\n{step}")
+    site.sql("select procjobs.set_breaker('b', tasks => array['work'])")
+    site.sql("select procjobs.open_breaker('b', '1 hour')")
+    jobs = [hands.fleet.defer() for _ in range(3)]
+    worker = hands.fleet.worker()
+    asleep = "select count(*) from pg_locks where locktype = 'advisory' and not granted and objid = %s"
+    with opened(site.dsn) as rival:
+        rival.sql("select pg_advisory_lock(1), pg_advisory_lock(2)")
+        claim = Thread(lambda: hands.fleet.claim_ids(worker, 3))
+        until(lambda: rival.sql.one(asleep, 1) == 1)
+        rival.sql("select procjobs.close_breaker('b')")
+        rival.sql("select pg_advisory_unlock(1)")
+        until(lambda: rival.sql.one(asleep, 2) == 1)
+        rival.sql("select procjobs.open_breaker('b', '1 hour')")
+        rival.sql("select pg_advisory_unlock(2)")
+        assert sorted(claim.result()) == jobs
+        assert rival.sql.one("select count(*) from procjobs.limit_grants") == (3 if mutated else 0)
+
+
 # -- 17, 39: somebody holds what others need --------------------------------------------------------------------------
 
 
