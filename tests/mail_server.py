@@ -16,14 +16,16 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 #: Instead of a reply: say nothing more, or cut the connection.
 HANG = "hang"
 DROP = "drop"
+#: Before the usual reply: wait until the test releases it. What came with DATA is taken by then.
+HOLD = "hold"
 
 
 @dataclass
 class MailServer:
     """`async with MailServer() as server`: listens on 127.0.0.1:server.port and keeps what it takes in `server.raw`.
 
-    replies: for each of MAIL, RCPT, DATA the replies still to be given before the usual one; HANG and DROP are allowed.
-             Those for CONNECT are given in place of a greeting.
+    replies: for each of MAIL, RCPT, DATA the replies still to be given before the usual one; HANG, DROP and HOLD are
+             allowed. Those for CONNECT are given in place of a greeting.
     login:   user and password that the server asks for.
     """
 
@@ -39,6 +41,8 @@ class MailServer:
     most_at_once: int = 0
     encrypted: list[bool] = field(default_factory=list)
     hanging: asyncio.Event = field(default_factory=asyncio.Event)
+    held: int = 0
+    released: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def messages(self) -> list[EmailMessage]:
@@ -95,7 +99,15 @@ class MailServer:
         if reply == DROP:
             _cut(server)
             await asyncio.Event().wait()
+        if reply == HOLD:
+            self.held += 1
+            await self.released.wait()
+            return usual
         return reply
+
+    def holds(self, stage: str) -> bool:
+        """Whether the next reply at this stage is held back."""
+        return self.replies.get(stage, [])[:1] == [HOLD]
 
 
 class _Handler:
@@ -122,13 +134,20 @@ class _Handler:
         return reply
 
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802
-        reply = await self._owner.answer("DATA", server, f"250 queued as {len(self._owner.raw) + 1}")
+        usual = f"250 queued as {len(self._owner.raw) + 1}"
+        if self._owner.holds("DATA"):
+            self._keep(server, envelope)
+            return await self._owner.answer("DATA", server, usual)
+        reply = await self._owner.answer("DATA", server, usual)
         if reply.startswith("250"):
-            assert isinstance(envelope.content, bytes)
-            self._owner.raw.append(envelope.content)
-            self._owner.recipients.append(list(envelope.rcpt_tos))
-            self._owner.encrypted.append(_transport(server).get_extra_info("ssl_object") is not None)
+            self._keep(server, envelope)
         return reply
+
+    def _keep(self, server: SMTP, envelope: Envelope) -> None:
+        assert isinstance(envelope.content, bytes)
+        self._owner.raw.append(envelope.content)
+        self._owner.recipients.append(list(envelope.rcpt_tos))
+        self._owner.encrypted.append(_transport(server).get_extra_info("ssl_object") is not None)
 
 
 def _transport(protocol: SMTP) -> asyncio.WriteTransport:
