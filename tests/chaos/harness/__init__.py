@@ -29,8 +29,10 @@ mutation belong to a scenario: docs/faults.md. All faults at random: `scripts/ch
     33, 34  test_scale.py; plan by plan: engine/test_plans.py
     35      test_payloads.py; sql/test_arguments.py, engine/test_arguments.py, engine/test_upstream_faults.py (06)
     36      test_notify.py
-    37      packs/test_suppression.py; workers that die in a mail: test_mail.py
+    37      packs/test_suppression.py; through a worker: packs/test_delivery.py, packs/test_outage.py; workers that
+            die in a mail: test_mail.py
     39, 40  test_purge.py; engine/test_upkeep.py, sql/test_control.py
+    42      web/test_invitations.py (50 at once), packs/invitations/test_links.py (expired)
 
-38 (calendars), 41 (steps) and 42 (invitations) belong to those features.
+38 (calendars) and 41 (steps) belong to those features.
 """
