@@ -15,6 +15,7 @@ import pytest
 from procjobs import demo
 from procjobs.app import App, default_app
 from procjobs.db import Database
+from procjobs.packs.notifications import tell_metrics
 from procjobs.settings import Settings
 from tests.engine.conftest import FAST
 from tests.mail_server import HANG, MailServer
@@ -166,12 +167,56 @@ async def test_a_worker_says_now_and_then_how_its_notifications_fare(
     assert "ingrid" not in str(line.__dict__).lower()
 
 
+async def test_out_of_the_box_that_line_comes_every_minute(
+    dsn: str, sql: Any, server: MailServer, eventually: Any, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The loop's clock is moved on."""
+    loop, ahead = asyncio.get_running_loop(), 0.0
+    true_time = loop.time
+    monkeypatch.setattr(loop, "time", lambda: true_time() + ahead)
+
+    def seconds() -> list[float]:
+        return [found.seconds for found in caplog.records if getattr(found, "action", "") == "notification_metrics"]  # type: ignore[attr-defined]
+
+    app = app_of(dsn, server.port)
+    with caplog.at_level(logging.INFO, "procjobs.notifications"):
+        async with app.open_async():
+            telling = asyncio.create_task(tell_metrics(app, "ann"))
+            for minute in range(2):
+                await turns()
+                ahead += 55  # of the minute, which began a moment ago
+                await turns()
+                assert seconds() == [60.0] * minute
+                ahead += 5
+                await eventually(lambda: len(seconds()) == minute + 1)  # noqa: B023
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+    assert seconds() == [60.0, 60.0]
+
+
+async def turns() -> None:
+    """Whoever has something to do by now does it."""
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
 def fail(sql: Any, count: int) -> None:
     """So many notifications failed just now."""
     sql(
         "insert into procjobs.notification_jobs (address, notification_type, urgency, delivery_method, content, "
         "status, scheduled_for, created_at, created_by, processed_at) "
         "select 'a@b.example', 'x', 'normal', 'email', '{}', 'failed', now(), now(), 'me', now() "
+        "from generate_series(1, %s)",
+        count,
+    )
+
+
+def wait(sql: Any, count: int) -> None:
+    """So many notifications wait."""
+    sql(
+        "insert into procrastinate_jobs (task_name, queue_name, args) "
+        "select 'procjobs.send_notification', 'notifications', '{\"notification_id\": \"x\"}' "
         "from generate_series(1, %s)",
         count,
     )
@@ -189,13 +234,37 @@ def test_too_many_failed_ones_and_too_many_waiting_are_alerts_that_close_by_them
     assert watch() == []
     fail(sql, 1)
     # Held back by a breaker or a limit is waiting, too.
-    sql(
-        "insert into procrastinate_jobs (task_name, queue_name, args) "
-        "select 'procjobs.send_notification', 'notifications', '{\"notification_id\": \"x\"}' "
-        "from generate_series(1, 3)"
-    )
+    wait(sql, 3)
     sql("update procrastinate_jobs set pj_waits_for = 'limit', pj_held_by = 'breaker:smtp'")
     assert watch() == [("backlog", True), ("notifications_failed", True)]
     sql("update procjobs.notification_jobs set processed_at = now() - interval '11 minutes'")
     sql("delete from procrastinate_jobs")
     assert watch() == [("backlog", False), ("notifications_failed", False)]
+
+
+def test_out_of_the_box_over_100_failed_over_1000_waiting_and_an_open_breaker_are_alerts(sql: Any) -> None:
+    def alerts() -> list[tuple[str, str, str]]:
+        sql("select procjobs.watch_notifications()")
+        sql("select procjobs.watch_backlog()")
+        found: list[tuple[str, str, str]] = sql(
+            "select kind, subject, message from procjobs.alerts where closed_at is null order by kind"
+        )
+        return found
+
+    fail(sql, 100)
+    wait(sql, 1000)
+    for _ in range(4):
+        assert sql.one("select procjobs.report_outcome('smtp', false)") == "closed"
+    assert alerts() == []
+    fail(sql, 1)
+    wait(sql, 1)
+    assert sql.one("select procjobs.report_outcome('smtp', false)") == "open"
+    backlog, breaker_open, failed = alerts()
+    assert backlog == ("backlog", "notifications", "more than 1000 jobs wait in queue notifications")
+    assert breaker_open[:2] == ("breaker_open", "smtp") and breaker_open[2].startswith("breaker smtp is open since ")
+    assert failed == ("notifications_failed", "notifications", "more than 100 notifications failed within 1 h 0 min")
+
+    sql("update procjobs.notification_jobs set processed_at = now() - interval '61 minutes'")
+    sql("delete from procrastinate_jobs where id = (select min(id) from procrastinate_jobs)")
+    sql("select procjobs.close_breaker('smtp')")
+    assert alerts() == []

@@ -39,6 +39,17 @@ async def test_the_mail_says_all_and_the_invitation_follows_it(
     assert sql.one("select last_attempt is not null from procjobs.pending_invites")
 
 
+async def test_the_link_can_be_read_and_copied_where_the_button_does_not_work(
+    sql: Sql, invite: Any, post: Mail, server: MailServer
+) -> None:
+    link = f"{SITE}/invite/{await post(invite())}"
+    text, html = (str(part.get_content()) for part in server.messages[0].iter_parts())
+    assert link in text.split()
+    shown = re.sub(r"<[^>]*>", " ", html.partition("<body")[2])
+    assert link in shown.split(), "as words that one sees, beside the button's address"
+    assert html.count(f'href="{link}"') == 2
+
+
 async def test_a_mail_server_that_refuses_fails_the_invitation(
     db: Database, sql: Sql, invite: Any, server: MailServer
 ) -> None:
