@@ -23,6 +23,8 @@ from starlette.routing import Route
 
 #: Instead of an answer: take the request, and say nothing more.
 HANG = "hang"
+#: Before the usual answer: wait until the test releases it.
+HOLD = "hold"
 
 ACCOUNT, TWILIO_TOKEN = "AC00000000000000000000000000000001", "canary-twilio-token"
 META_NUMBER, META_TOKEN = "106540352242922", "canary-meta-token"
@@ -47,12 +49,14 @@ class Taken:
 class ChannelServer:
     """`async with ChannelServer() as server`: keeps every request in `taken`.
 
-    answers: still to be given before the usual ones: (status, JSON, text or pieces of text, headers), or HANG.
+    answers: still to be given before the usual ones: (status, JSON, text or pieces of text, headers), HANG or HOLD.
     """
 
     answers: list[Answer | str] = field(default_factory=list)
     taken: list[Taken] = field(default_factory=list)
     hanging: asyncio.Event = field(default_factory=asyncio.Event)
+    held: int = 0
+    released: asyncio.Event = field(default_factory=asyncio.Event)
     connections: set[Any] = field(default_factory=set)
     url: str = ""
     port: int = 0
@@ -119,6 +123,10 @@ class ChannelServer:
             self.taken.append(taken)
             self.connections.add(request.client)
             given = self.answers.pop(0) if self.answers else usual(taken)
+            if given == HOLD:
+                self.held += 1
+                await self.released.wait()
+                given = usual(taken)
             if isinstance(given, str):
                 self.hanging.set()
                 await self._stopped.wait()

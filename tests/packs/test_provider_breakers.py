@@ -1,0 +1,140 @@
+"""The breakers of delivery methods: opened by what providers say, closed again by one probe."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from procjobs import demo
+from procjobs.app import App
+from procjobs.db import Database
+from tests.channel_server import HOLD, Answer, ChannelServer, meta_error, twilio_error
+from tests.engine.conftest import FAST
+from tests.packs.test_channels import app_of, due, enqueue
+
+MINUTE, COOL_DOWN, LONGEST = timedelta(minutes=1), timedelta(seconds=30), timedelta(minutes=10)
+#: name: failures, rate.
+OUT_OF_THE_BOX = {
+    "smtp": (5, 0.5), "sms": (5, 0.5), "whatsapp": (5, 0.5), "slack": (5, 0.5), "webhook": (20, 0.9)
+}  # fmt: skip
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ChannelServer]:
+    async with ChannelServer() as running:
+        yield running
+
+
+@pytest.fixture
+async def facts(db: Database, sql: Any, server: ChannelServer) -> demo.DemoFacts:
+    """The demo without its own notifications, and Ingrid with an address of every kind."""
+    found = await demo.seed(db)
+    sql("delete from public.procrastinate_jobs")
+    sql("delete from procjobs.notification_jobs")
+    sql(
+        "update procjobs_demo.recipients set slack = 'C024BE91L', webhook_url = %s where id = %s",
+        f"{server.url}/hook", found.recipient_id,
+    )  # fmt: skip
+    return found
+
+
+def test_the_breakers_out_of_the_box(sql: Any) -> None:
+    found = sql(
+        "select name, queue, tag, tasks, state, failures, rate, per, cool_down, longest, openings, opened_by "
+        "from procjobs.breaker_list order by name"
+    )
+    assert found == [
+        (
+            name, "notifications", "email" if name == "smtp" else name, None, "closed", failures, rate, MINUTE,
+            COOL_DOWN, LONGEST, 0, None,
+        )
+        for name, (failures, rate) in sorted(OUT_OF_THE_BOX.items())
+    ]  # fmt: skip
+
+
+DOWN: Answer = (503, "down", {})
+PROVIDERS = {
+    "sms by twilio": ("sms", {}, "C024BE91L", twilio_error(503, 20503, "Service unavailable")),
+    "whatsapp by twilio": (
+        "whatsapp", {"PROCJOBS_WHATSAPP_PROVIDER": "twilio"}, "C024BE91L", twilio_error(500, 20500, "Internal error"),
+    ),
+    "whatsapp by meta": ("whatsapp", {}, "C024BE91L", meta_error(503, 131016, "Service unavailable")),
+    "slack": ("slack", {}, "C024BE91L", (200, {"ok": False, "error": "internal_error"}, {})),
+    "slack by an incoming webhook": ("slack", {}, "#ops", DOWN),
+    "webhook": ("webhook", {}, "C024BE91L", DOWN),
+}  # fmt: skip
+
+
+def state(sql: Any, name: str) -> str:
+    found: str = sql.one("select state from procjobs.breaker_list where name = %s", name)
+    return found
+
+
+def waiting(sql: Any, name: str) -> list[tuple[Any, ...]]:
+    """Attempts spent by, and number of, the jobs that wait for the breaker."""
+    found: list[tuple[Any, ...]] = sql(
+        "select attempts, count(*)::int from public.procrastinate_jobs where pj_held_by = %s group by 1",
+        f"breaker:{name}",
+    )
+    return found
+
+
+def cool_down(sql: Any, name: str) -> None:
+    """The cool-down is over, and upkeep finds it so."""
+    sql("update procjobs.breakers set retry_at = procjobs.clock() where name = %s and state = 'open'", name)
+    sql("update public.procrastinate_jobs set scheduled_at = null where status = 'todo' and attempts = 0")
+    sql("select procjobs.upkeep()")
+    assert state(sql, name) == "half_open"
+
+
+async def work(app: App, concurrency: int) -> None:
+    """A worker that stops when nothing is left that may run."""
+    async with app.open_async():
+        await app.run_worker_async(wait=False, install_signal_handlers=False, concurrency=concurrency)
+
+
+@pytest.mark.parametrize(("method", "settings", "slack", "down"), PROVIDERS.values(), ids=PROVIDERS)
+async def test_it_opens_at_its_threshold_and_one_probe_closes_it(
+    dsn: str, sql: Any, facts: demo.DemoFacts, server: ChannelServer, eventually: Any,
+    method: str, settings: dict[str, str], slack: str, down: Answer,
+) -> None:  # fmt: skip
+    sql("update procjobs_demo.recipients set slack = %s", slack)
+    failures, _ = OUT_OF_THE_BOX[method]
+    others = 5
+    notifications = [enqueue(sql, facts, method) for _ in range(failures + others)]
+    app = app_of(dsn, server, **settings)
+
+    server.answers = [down] * 100
+    await work(app, 1)
+    assert (state(sql, method), len(server.taken)) == ("open", failures)
+    assert waiting(sql, method) == [(0, others)]
+    assert sql("select kind, subject from procjobs.alerts where closed_at is null") == [("breaker_open", method)]
+
+    cool_down(sql, method)
+    await work(app, 10)
+    assert (state(sql, method), len(server.taken)) == ("open", failures + 1), "one tried, and failed"
+    assert sql.one("select openings from procjobs.breakers where name = %s", method) == 2
+    assert sql("select attempts, count(*)::int from public.procrastinate_jobs group by 1 order by 1") == [
+        (0, others), (1, failures)
+    ]  # fmt: skip
+
+    cool_down(sql, method)
+    server.answers = [HOLD]
+    async with app.open_async():
+        worker = asyncio.create_task(app.run_worker_async(**{**FAST, "concurrency": 10}))
+        await eventually(lambda: server.held == 1)
+        assert waiting(sql, method) == [(0, others - 1)], "while it tries the others wait"
+        server.released.set()
+        await eventually(lambda: len(server.taken) == failures + 1 + others)
+        assert state(sql, method) == "closed"
+        due(sql)
+        sent = "select count(*) from procjobs.notification_jobs where status = 'sent'"
+        await eventually(lambda: sql.one(sent) == len(notifications))
+        worker.cancel()
+        await asyncio.gather(worker, return_exceptions=True)
+    assert len(server.taken) == 2 * failures + 1 + others
+    assert sql("select kind from procjobs.alerts where closed_at is null") == []
