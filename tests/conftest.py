@@ -13,6 +13,7 @@ import itertools
 import os
 import re
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -290,6 +291,19 @@ def explain(sql: Sql) -> Callable[..., dict[str, Any]]:
         return dict(found[0]["Plan"])
 
     return plan
+
+
+@pytest.fixture(scope="session")
+def certificate(folder: Path) -> Path:
+    """A certificate for 127.0.0.1 that nobody trusts unless told to."""
+    path = folder / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", path, "-out", f"{path}.crt"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
+    return path
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import subprocess
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from email import message_from_bytes
@@ -326,19 +325,6 @@ async def test_a_login_that_is_right_and_one_that_is_wrong() -> None:
     assert (outcome.code, "guess" in outcome.reply) == (535, False)
     assert nameless == Deferred(530, "5.7.0 Authentication required")
     assert len(server.raw) == 1
-
-
-@pytest.fixture(scope="session")
-def certificate(folder: Path) -> Path:
-    """A certificate for 127.0.0.1 that nobody trusts unless told to."""
-    path = folder / "certificate.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-         "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", path, "-out", f"{path}.crt"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
-    return path
 
 
 @pytest.mark.parametrize("tls", ["tls", "starttls"])

@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from procjobs.channels.http import Answer, Http, by_status
+from procjobs.channels.answer import Answer, by_status
+from procjobs.channels.http import Http
 from procjobs.channels.message import Message
 from procjobs.mail import Deferred, Outcome, Refused, Sent
 

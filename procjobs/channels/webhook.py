@@ -11,7 +11,8 @@ from datetime import UTC
 
 from standardwebhooks import Webhook as Signer
 
-from procjobs.channels.http import Answer, Http, by_status
+from procjobs.channels.answer import Answer, by_status
+from procjobs.channels.http import Http
 from procjobs.channels.message import Message
 from procjobs.mail import Outcome, Refused
 

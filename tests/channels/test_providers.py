@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta, timezone
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from procjobs.channels import METHODS, Channels, Message, channel_state
 from procjobs.channels.message import Message as _Message
@@ -153,6 +156,110 @@ async def test_apprise_goes_to_a_target_by_name(server: ChannelServer, channels:
     assert server.taken[0].content["title"] == "Dinner at seven"
     outcome = await channels.send("apprise", note(server, "apprise", to="nobody"))
     assert isinstance(outcome, Deferred) and "apprise_targets" in outcome.reply
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [
+        ((200, "", {}), Sent(None, "taken by oncall")),
+        ((503, "", {"retry-after": "30"}), Deferred(503, "oncall did not take it", retry_after=30.0)),
+        ((429, "", {"retry-after": "7"}), Deferred(429, "oncall did not take it", retry_after=7.0, limited=True)),
+        ((401, "", {}), Deferred(401, "oncall does not know our login: check apprise_targets")),
+        ((403, "", {}), Deferred(403, "oncall does not know our login: check apprise_targets")),
+        ((404, "", {}), Refused(404, "oncall did not take it")),
+        (HANG, Ambiguous("oncall did not answer to what was sent")),
+    ],
+    ids=lambda value: str(value[0]) if isinstance(value, tuple) else value if isinstance(value, str) else "",
+)
+async def test_of_apprise_the_servers_answer_is_known_though_it_says_only_no(
+    server: ChannelServer, answer: Any, outcome: Any
+) -> None:
+    server.answers = [answer]
+    assert await with_settings(server, "apprise", note(server, "apprise"), **oncall(server.port)) == outcome
+    assert len(server.taken) == 1
+
+
+def oncall(port: int, more: str = "&rto=0.3") -> dict[str, str]:
+    """The target of that name at another port; rto: seconds that apprise waits for an answer."""
+    url = f"json://canary-user:canary-apprise-password@127.0.0.1:{port}/apprise?cto=1{more}"
+    return {"PROCJOBS_APPRISE_TARGETS": f"oncall={url}"}
+
+
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 20"], ids=["nothing", "half a line"])
+async def test_a_line_that_is_cut_after_the_request_is_ambiguous_for_apprise_too(
+    server: ChannelServer, said: bytes
+) -> None:
+    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(said)
+        await writer.drain()
+        writer.transport.abort()
+
+    async with await asyncio.start_server(cut, "127.0.0.1", 0) as cutting:
+        port = cutting.sockets[0].getsockname()[1]
+        outcome = await with_settings(server, "apprise", note(server, "apprise"), **oncall(port))
+    assert outcome == Ambiguous("oncall did not answer to what was sent")
+
+
+async def test_an_answer_whose_rest_never_comes_is_one_for_apprise_too(server: ChannelServer) -> None:
+    server.answers = [(500, endless(60), {})]
+    outcome = await with_settings(server, "apprise", note(server, "apprise"), **oncall(server.port))
+    assert outcome == Deferred(500, "oncall did not take it")
+
+
+async def test_what_never_left_is_deferred_by_apprise(server: ChannelServer) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    outcome = await with_settings(server, "apprise", note(server, "apprise"), **oncall(port))
+    assert outcome == Deferred(None, "no connection to oncall")
+    unknown = {"PROCJOBS_APPRISE_TARGETS": "oncall=json://no-such-host.invalid/"}
+    outcome = await with_settings(server, "apprise", note(server, "apprise"), **unknown)
+    assert outcome == Deferred(None, "no connection to oncall")
+
+
+async def test_whose_certificate_nobody_trusts_is_told_nothing_by_apprise(
+    server: ChannelServer, certificate: Path
+) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.read())
+        writer.close()
+
+    heard: list[bytes] = []
+    async with await asyncio.start_server(listen, "127.0.0.1", 0, ssl=context) as listening:
+        target = f"oncall=jsons://127.0.0.1:{listening.sockets[0].getsockname()[1]}/?cto=1"
+        outcome = await with_settings(server, "apprise", note(server, "apprise"), PROCJOBS_APPRISE_TARGETS=target)
+    assert outcome == Deferred(None, "no connection to oncall")
+    assert heard in ([], [b""])
+
+
+async def test_where_apprise_makes_no_request_of_http_its_no_is_all_there_is(server: ChannelServer) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    mail = {"PROCJOBS_APPRISE_TARGETS": f"oncall=mailto://ann:secret@127.0.0.1:{port}?from=a@b.example&to=c@d.example"}
+    outcome = await with_settings(server, "apprise", note(server, "apprise"), **mail)
+    assert outcome == Deferred(None, "oncall did not take it; apprise's own log says why")
+
+
+async def test_each_message_by_apprise_has_an_outcome_of_its_own_and_other_requests_are_left_alone(
+    server: ChannelServer,
+) -> None:
+    server.answers = [HANG]
+    lost = asyncio.create_task(
+        with_settings(server, "apprise", note(server, "apprise"), **oncall(server.port, "&rto=1"))
+    )
+    await server.hanging.wait()
+    server.answers = [(503, "", {})]
+    outcome = await with_settings(server, "apprise", note(server, "apprise"), **oncall(server.port))
+    assert outcome == Deferred(503, "oncall did not take it")
+    assert (await asyncio.to_thread(requests.post, f"{server.url}/apprise", json={}, timeout=5)).status_code == 200
+    assert await lost == Ambiguous("oncall did not answer to what was sent")
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    with pytest.raises(requests.ConnectionError):
+        await asyncio.to_thread(requests.post, f"http://127.0.0.1:{port}/", timeout=5)
 
 
 async def test_connections_are_kept(server: ChannelServer, channels: Channels) -> None:

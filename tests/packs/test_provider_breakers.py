@@ -7,15 +7,18 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 
 from procjobs import demo
 from procjobs.app import App
 from procjobs.db import Database
-from tests.channel_server import HOLD, Answer, ChannelServer, meta_error, twilio_error
+from tests.channel_server import HANG, HOLD, Answer, ChannelServer, meta_error, twilio_error
 from tests.engine.conftest import FAST
 from tests.packs.test_channels import app_of, due, enqueue
 
+#: A plug-in of apprise's imports a module that Python has announced to go.
+pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
 MINUTE, COOL_DOWN, LONGEST = timedelta(minutes=1), timedelta(seconds=30), timedelta(minutes=10)
 #: name: failures, rate.
 OUT_OF_THE_BOX = {
@@ -56,6 +59,8 @@ def test_the_breakers_out_of_the_box(sql: Any) -> None:
     ]  # fmt: skip
 
 
+#: apprise's targets have one each, made when it is needed first.
+TARGET = (5, 0.5)
 DOWN: Answer = (503, "down", {})
 PROVIDERS = {
     "sms by twilio": ("sms", {}, "C024BE91L", twilio_error(503, 20503, "Service unavailable")),
@@ -66,6 +71,7 @@ PROVIDERS = {
     "slack": ("slack", {}, "C024BE91L", (200, {"ok": False, "error": "internal_error"}, {})),
     "slack by an incoming webhook": ("slack", {}, "#ops", DOWN),
     "webhook": ("webhook", {}, "C024BE91L", DOWN),
+    "apprise": ("apprise", {}, "C024BE91L", DOWN),
 }  # fmt: skip
 
 
@@ -103,34 +109,35 @@ async def test_it_opens_at_its_threshold_and_one_probe_closes_it(
     method: str, settings: dict[str, str], slack: str, down: Answer,
 ) -> None:  # fmt: skip
     sql("update procjobs_demo.recipients set slack = %s", slack)
-    failures, _ = OUT_OF_THE_BOX[method]
+    name = "apprise oncall" if method == "apprise" else method
+    failures, _ = OUT_OF_THE_BOX.get(name, TARGET)
     others = 5
     notifications = [enqueue(sql, facts, method) for _ in range(failures + others)]
     app = app_of(dsn, server, **settings)
 
     server.answers = [down] * 100
     await work(app, 1)
-    assert (state(sql, method), len(server.taken)) == ("open", failures)
-    assert waiting(sql, method) == [(0, others)]
-    assert sql("select kind, subject from procjobs.alerts where closed_at is null") == [("breaker_open", method)]
+    assert (state(sql, name), len(server.taken)) == ("open", failures)
+    assert waiting(sql, name) == [(0, others)]
+    assert sql("select kind, subject from procjobs.alerts where closed_at is null") == [("breaker_open", name)]
 
-    cool_down(sql, method)
+    cool_down(sql, name)
     await work(app, 10)
-    assert (state(sql, method), len(server.taken)) == ("open", failures + 1), "one tried, and failed"
-    assert sql.one("select openings from procjobs.breakers where name = %s", method) == 2
+    assert (state(sql, name), len(server.taken)) == ("open", failures + 1), "one tried, and failed"
+    assert sql.one("select openings from procjobs.breakers where name = %s", name) == 2
     assert sql("select attempts, count(*)::int from public.procrastinate_jobs group by 1 order by 1") == [
         (0, others), (1, failures)
     ]  # fmt: skip
 
-    cool_down(sql, method)
+    cool_down(sql, name)
     server.answers = [HOLD]
     async with app.open_async():
         worker = asyncio.create_task(app.run_worker_async(**{**FAST, "concurrency": 10}))
         await eventually(lambda: server.held == 1)
-        assert waiting(sql, method) == [(0, others - 1)], "while it tries the others wait"
+        assert waiting(sql, name) == [(0, others - 1)], "while it tries the others wait"
         server.released.set()
         await eventually(lambda: len(server.taken) == failures + 1 + others)
-        assert state(sql, method) == "closed"
+        assert state(sql, name) == "closed"
         due(sql)
         sent = "select count(*) from procjobs.notification_jobs where status = 'sent'"
         await eventually(lambda: sql.one(sent) == len(notifications))
@@ -138,3 +145,87 @@ async def test_it_opens_at_its_threshold_and_one_probe_closes_it(
         await asyncio.gather(worker, return_exceptions=True)
     assert len(server.taken) == 2 * failures + 1 + others
     assert sql("select kind from procjobs.alerts where closed_at is null") == []
+
+
+# -- apprise: each target is a service of its own ----------------------------------------------------------------------
+
+
+def two(server: ChannelServer) -> dict[str, str]:
+    """Two targets, oncall and news, and how long apprise waits for an answer of theirs."""
+    url = f"json://canary-user:canary-apprise-password@127.0.0.1:{server.port}/apprise?rto=0.5"
+    return {"PROCJOBS_APPRISE_TARGETS": f"oncall={url} news={url}"}
+
+
+def to(target: str) -> str:
+    return f'{{"subject": "Dinner", "body": "At seven.", "target": "{target}"}}'
+
+
+def breakers(sql: Any) -> list[tuple[Any, ...]]:
+    found: list[tuple[Any, ...]] = sql(
+        "select name, queue, tag, state, failures, rate, per, cool_down, longest from procjobs.breaker_list "
+        "where name like 'apprise%%' order by name"
+    )
+    return found
+
+
+async def test_a_target_that_fails_has_a_breaker_and_holds_up_no_other(
+    dsn: str, sql: Any, facts: demo.DemoFacts, server: ChannelServer
+) -> None:
+    app = app_of(dsn, server, **two(server))
+    enqueue(sql, facts, "apprise", to("news"))
+    await work(app, 1)
+    assert breakers(sql) == [], "what is well needs none"
+    server.answers = [DOWN] * 5
+    for _ in range(6):
+        enqueue(sql, facts, "apprise", to("oncall"))
+    await work(app, 1)
+    assert breakers(sql) == [
+        ("apprise oncall", "notifications", "apprise oncall", "open", *TARGET, MINUTE, COOL_DOWN, LONGEST)
+    ]
+    assert waiting(sql, "apprise oncall") == [(0, 1)]
+    assert sql.one("select procjobs.notification_metrics('1 hour') -> 'breakers' ->> 'apprise oncall'") == "open"
+    enqueue(sql, facts, "apprise", to("news"))
+    await work(app, 1)
+    assert len(server.taken) == 7
+    assert "canary" not in sql.one("select last_error from procjobs.breakers where name = 'apprise oncall'")
+
+
+async def test_what_no_worker_was_told_of_makes_no_breaker(
+    dsn: str, sql: Any, facts: demo.DemoFacts, server: ChannelServer
+) -> None:
+    enqueue(sql, facts, "apprise", to("made_up"))
+    await work(app_of(dsn, server), 1)
+    assert sql("select status, provider_code from procjobs.notification_delivery_logs") == [("deferred", "no_target")]
+    enqueue(sql, facts, "apprise", to("oncall"))
+    await work(app_of(dsn, server, PROCJOBS_APPRISE_TARGETS=""), 1)
+    assert sql("select status, provider from procjobs.notification_delivery_logs order by id")[1:] == [
+        ("deferred", "none")
+    ]
+    assert breakers(sql) == []
+
+
+async def test_silence_after_the_request_is_in_doubt_and_not_sent_again(
+    dsn: str, sql: Any, facts: demo.DemoFacts, server: ChannelServer
+) -> None:
+    server.answers = [HANG]
+    notification = enqueue(sql, facts, "apprise", to("oncall"))
+    app = app_of(dsn, server, **two(server))
+    await work(app, 1)
+    due(sql)
+    await work(app, 1)
+    assert len(server.taken) == 1
+    assert sql("select status, error from procjobs.notification_delivery_logs") == [
+        ("unknown", "oncall did not answer to what was sent")
+    ]
+    assert sql("select notification_id, policy from procjobs.unresolved_deliveries") == [(notification, "hold")]
+    assert sql.one("select procjobs.resolve_delivery(%s, 'lost')", notification) == "pending"
+    await work(app, 1)
+    assert sql.one("select status from procjobs.notification_jobs") == "sent"
+
+
+def test_a_type_that_is_named_like_a_targets_breaker_cannot_be(sql: Any, facts: demo.DemoFacts) -> None:
+    with pytest.raises(psycopg.Error, match="notification_type 'apprise oncall' is not a lowercase word"):
+        sql(
+            "select procjobs.enqueue_notification_job(%s, notification_type => 'apprise oncall', content => %s::jsonb)",
+            facts.recipient_id, to("oncall"),
+        )  # fmt: skip

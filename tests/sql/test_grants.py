@@ -290,6 +290,7 @@ def test_other_functions_pin_their_path_too_unless_they_are_to_be_inlined(sql: S
         "limit_key",
         "limit_room",
         "shift_local",
+        "method_breaker",
         "notification_tags",
         "urgency_priority",
     ]

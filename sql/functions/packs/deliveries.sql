@@ -2,16 +2,49 @@
 -- Owns:        delivery_policies; notification_delivery_logs.resolved_at and resolved_by.
 -- Lock order:  procrastinate_jobs, notification_jobs, notification_delivery_logs, then breakers and as those say.
 
-create or replace function procjobs.method_breaker(p_method text)
+drop function if exists procjobs.method_breaker(text);
+create or replace function procjobs.method_breaker(p_method text, p_target text default null)
 returns text
 language sql
 immutable
 parallel safe
+as $$
+  select case p_method when 'email' then 'smtp' when 'apprise' then 'apprise ' || p_target else p_method end
+$$;
+comment on function procjobs.method_breaker(text, text) is
+  'The breaker of a delivery method; of apprise, whose targets are services of their own, that of the target. It is also the tag by which it '
+  'knows their jobs. Without a SET clause, so that the planner can inline it.';
+
+create or replace function procjobs.report_delivery(
+  p_delivery procjobs.notification_delivery_logs, p_code integer, p_queue_job bigint
+)
+returns void
+language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
-  select case p_method when 'email' then 'smtp' else p_method end
+declare
+  v_breaker text := procjobs.method_breaker(p_delivery.delivery_method, p_delivery.address);
+  v_ok boolean := procjobs.delivery_verdict(p_delivery.status, p_code);
+begin
+  if p_delivery.delivery_method = 'apprise' then
+    -- Whoever enqueues names the target: one that the worker does not have says nothing of any service.
+    if p_delivery.provider = 'none' or p_delivery.provider_code = 'no_target' then
+      return;
+    end if;
+    -- Targets are in the workers' environment: their breakers are made when they are needed first.
+    if not v_ok then
+      insert into procjobs.breakers (name, queue, tag, set_at, since)
+      values (v_breaker, 'notifications', v_breaker, procjobs.clock(), procjobs.clock())
+      on conflict on constraint breakers_pkey do nothing;
+    end if;
+  end if;
+  perform procjobs.report_outcome(
+    v_breaker, v_ok, p_queue_job, case when p_delivery.status in ('deferred', 'unknown') then p_delivery.error end
+  );
+end
 $$;
-comment on function procjobs.method_breaker(text) is 'The breaker of a delivery method.';
+comment on function procjobs.report_delivery(procjobs.notification_delivery_logs, integer, bigint) is
+  'Tells the breaker of a try''s method how it ended; p_code: the reply''s, of SMTP or HTTP.';
 
 create or replace function procjobs.delivery_verdict(p_status text, p_code integer)
 returns boolean
@@ -198,6 +231,7 @@ as $$
         select coalesce(jsonb_object_agg(b.name, b.state), '{}')
         from procjobs.breakers b
         where b.name in (select procjobs.method_breaker(m) from unnest(procjobs.delivery_methods()) m)
+          or b.name like 'apprise %' and b.tag = b.name
       )
     )
 $$;

@@ -139,11 +139,11 @@ declare
   v_job uuid;
   v_address text;
   v_queue_job bigint;
-  v_method text;
+  v_delivery procjobs.notification_delivery_logs;
   v_moved boolean;
 begin
   select l.job_id, l.address into v_job, v_address from procjobs.notification_delivery_logs l where l.id = p_delivery;
-  select n.job_id, n.delivery_method into v_queue_job, v_method
+  select n.job_id into v_queue_job
   from procjobs.notification_jobs n
   where n.id = v_job
   for update;
@@ -159,7 +159,8 @@ begin
       provider_code = left(p_provider_code, 100),
       retry_after = v_now + make_interval(secs => p_retry_after),
       error = left(p_error, 2000)
-  where l.id = p_delivery;
+  where l.id = p_delivery
+  returning l.* into v_delivery;
   perform procjobs.note_bounce(v_job, v_address, p_stage, p_code, p_reply);
 
   -- A message that left has left, whoever says so and however late. Any other news counts from the latest try only.
@@ -179,10 +180,7 @@ begin
       )
     );
   v_moved := found;
-  perform procjobs.report_outcome(
-    procjobs.method_breaker(v_method), procjobs.delivery_verdict(p_status, p_code), v_queue_job,
-    case when p_status in ('deferred', 'unknown') then p_error end
-  );
+  perform procjobs.report_delivery(v_delivery, p_code, v_queue_job);
   return v_moved;
 end
 $$;

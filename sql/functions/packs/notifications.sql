@@ -178,16 +178,19 @@ comment on function procjobs.check_addressee(uuid, uuid, uuid, text) is
   'Raises PJ020, PJ021 or PJ022 unless recipient, group and update exist and belong together, PJ023 when the '
     'recipient cannot be reached that way.';
 
-create or replace function procjobs.notification_tags(p_type text, p_method text)
+drop function if exists procjobs.notification_tags(text, text);
+create or replace function procjobs.notification_tags(p_type text, p_method text, p_target text default null)
 returns text[]
 language sql
 immutable
 parallel safe
 as $$
   select array['notification', case when p_type = any (procjobs.delivery_methods()) then 'type ' || p_type else p_type end, p_method]
+    || case when p_method = 'apprise' then array[procjobs.method_breaker(p_method, p_target)] else '{}' end
 $$;
-comment on function procjobs.notification_tags(text, text) is
-  'Tags of a notification''s job. By the method''s its breaker knows it, so that no type may look like one. Without a SET clause, so that the planner can inline it.';
+comment on function procjobs.notification_tags(text, text, text) is
+  'Tags of a notification''s job. By the method''s, of apprise by the target''s, its breaker knows it, so that no type may look like one. '
+  'Without a SET clause, so that the planner can inline it.';
 
 create or replace function procjobs.defer_notification(p_row procjobs.notification_jobs)
 returns bigint
@@ -199,7 +202,9 @@ as $$
     args => jsonb_build_object('notification_id', p_row.id),
     priority => procjobs.urgency_priority(p_row.urgency),
     scheduled_at => p_row.scheduled_for,
-    tags => procjobs.notification_tags(p_row.notification_type, p_row.delivery_method)
+    tags => procjobs.notification_tags(
+      p_row.notification_type, p_row.delivery_method, procjobs.recipient_address('apprise', '{}', p_row.content)
+    )
   )
 $$;
 comment on function procjobs.defer_notification(procjobs.notification_jobs) is 'Enqueues the job of a notification. Returns its id.';
