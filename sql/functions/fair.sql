@@ -1,5 +1,5 @@
 -- Queues whose next job is not simply the first by priority: tenants take turns, or waiting raises the priority.
--- Owns:        queue_settings.fair, last_tenant and ageing.
+-- Owns:        queue_settings.fair, last_tenant, ageing, and the places nobody_* and look_*.
 -- Lock order:  queue_settings, skipping a row that another claim holds.
 -- What is chosen here is only looked at; the claim locks it and judges it like any other.
 
@@ -76,6 +76,127 @@ $$;
 comment on function procjobs.tenants_in_turn(text, text, integer) is
   'The next tenants after one, in the order of their names, that have a claimable job in a queue.';
 
+create or replace function procjobs.ready_from(p_queue text, p_priority integer, p_id bigint, p_max_jobs integer)
+returns table (id bigint, priority integer, tenant text)
+language plpgsql
+stable
+rows 1000
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+set enable_bitmapscan = off
+-- What counts is how many rows are passed: the primary key, whose rows lie side by side, passes those of all other queues.
+set seq_page_cost = 0
+set random_page_cost = 0
+as $$
+begin
+  -- The rest of that priority, then the lower ones: of each a range of the index. One condition for both would pass all before them.
+  return query
+  select u.id, u.priority, u.tenant
+  from (
+    (
+      select j.id, j.priority, j.pj_tenant as tenant
+      from public.procrastinate_jobs j
+      where j.status = 'todo'
+        and j.pj_waits_for is null
+        and j.queue_name = p_queue
+        and j.priority = p_priority
+        and j.id >= p_id
+      order by j.id
+      limit p_max_jobs
+    )
+    union all
+    (
+      select j.id, j.priority, j.pj_tenant
+      from public.procrastinate_jobs j
+      where j.status = 'todo'
+        and j.pj_waits_for is null
+        and j.queue_name = p_queue
+        and j.priority < p_priority
+      order by j.priority desc, j.id
+      limit p_max_jobs
+    )
+  ) u
+  order by u.priority desc, u.id
+  limit p_max_jobs;
+end
+$$;
+comment on function procjobs.ready_from(text, integer, bigint, integer) is
+  'The claimable jobs of a queue from a place on, by priority and id, with their tenants.';
+
+create or replace function procjobs.look_for_nobody(
+  p_queue text, p_priority integer, p_id bigint, p_window integer,
+  out ids bigint[], out priorities integer[], out next_priority integer, out next_id bigint
+)
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select
+    array_agg(r.id order by r.priority desc, r.id) filter (where r.tenant is null),
+    array_agg(r.priority order by r.priority desc, r.id) filter (where r.tenant is null),
+    case when count(*) = p_window then min(r.priority) end,
+    case when count(*) = p_window then (array_agg(r.id order by r.priority, r.id desc))[1] + 1 end
+  from procjobs.ready_from(p_queue, coalesce(p_priority, 2147483647), coalesce(p_id, 0), p_window) r
+$$;
+comment on function procjobs.look_for_nobody(text, integer, bigint, integer) is
+  'The jobs without a tenant among the next p_window of a queue from a place on (null: the front), and the place after them; null: there is no more.';
+
+create or replace function procjobs.jobs_of_nobody(p_queue text, p_max_jobs integer, p_window integer default 1000)
+returns bigint[]
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_at procjobs.queue_settings;
+  v_own record;
+  v_new record;
+  v_found record;
+begin
+  select s.* into v_at from procjobs.queue_settings s where s.name = p_queue;
+  -- No index has them apart: a claim looks from where they were met last, or goes on looking where the last one ended. A second
+  -- look goes through what stands before that place, again and again: they may have come there since.
+  select l.* into v_own from procjobs.look_for_nobody(p_queue, v_at.nobody_priority, v_at.nobody_id, p_window) l;
+  select l.* into v_new
+  from procjobs.look_for_nobody(p_queue, v_at.look_priority, v_at.look_id, p_window) l
+  where v_at.nobody_id is not null;
+
+  select array_agg(f.id order by f.priority desc, f.id) as ids, (array_agg(f.priority order by f.priority desc, f.id))[1] as priority
+  into v_found
+  from (
+    select * from unnest(v_own.ids, v_own.priorities) as own(id, priority)
+    union
+    select * from unnest(v_new.ids, v_new.priorities) as new(id, priority)
+    order by 2 desc, 1
+    limit p_max_jobs
+  ) f;
+
+  if v_found.ids is not null then
+    v_at.nobody_priority := v_found.priority;
+    v_at.nobody_id := v_found.ids[1];
+  else
+    v_at.nobody_priority := v_own.next_priority;
+    v_at.nobody_id := v_own.next_id;
+  end if;
+  -- It begins again at the front where it found one, or has come to the place.
+  if v_new.ids is not null or v_new.next_priority < v_at.nobody_priority
+    or v_new.next_priority = v_at.nobody_priority and v_new.next_id >= v_at.nobody_id or v_at.nobody_id is null
+  then
+    v_new.next_priority := null;
+    v_new.next_id := null;
+  end if;
+
+  update procjobs.queue_settings s
+  set nobody_priority = v_at.nobody_priority, nobody_id = v_at.nobody_id, look_priority = v_new.next_priority, look_id = v_new.next_id
+  where s.name in (select q.name from procjobs.queue_settings q where q.name = p_queue for update skip locked)
+    and (s.nobody_priority, s.nobody_id, s.look_priority, s.look_id)
+      is distinct from (v_at.nobody_priority, v_at.nobody_id, v_new.next_priority, v_new.next_id);
+  return coalesce(v_found.ids, '{}');
+end
+$$;
+comment on function procjobs.jobs_of_nobody(text, integer, integer) is
+  'The next jobs without a tenant of a fair queue. However many with tenants stand before them, a claim reads at most twice p_window, and the next one goes on from there.';
+
 create or replace function procjobs.choose_in_turn(p_queue text, p_max_jobs integer)
 returns bigint[]
 language plpgsql
@@ -123,18 +244,8 @@ begin
       ) j
     ) own
     union all
-    -- Those of nobody as far as they stand in front.
-    select free.id, row_number() over (order by free.priority desc, free.id), array_position(v_tenants, ''), ''
-    from (
-      select j.id, j.priority, j.pj_tenant
-      from public.procrastinate_jobs j
-      where j.status = 'todo'
-        and j.pj_waits_for is null
-        and j.queue_name = p_queue
-      order by j.priority desc, j.id
-      limit 1000
-    ) free
-    where free.pj_tenant is null
+    select free.id, free.place, array_position(v_tenants, ''), ''
+    from unnest(procjobs.jobs_of_nobody(p_queue, p_max_jobs)) with ordinality as free(id, place)
     order by 2, 3
     limit p_max_jobs
   )

@@ -93,6 +93,50 @@ def test_jobs_of_nobody_are_those_of_one_tenant_more(fleet: Fleet, worker: int, 
     assert Counter(tenants(fleet, worker, 7))[None] in (3, 4)
 
 
+def test_jobs_of_nobody_have_their_turn_behind_thousands_with_tenants(fleet: Fleet, worker: int, sql: Sql) -> None:
+    """No index has them apart: claims look a thousand further each until they have found them."""
+    sql("select procjobs.set_queue('default', fair => true)")
+    for tenant in "abc":
+        defer_for(fleet, tenant, 1000, priority=1)
+    defer_for(fleet, "c", 10)
+    defer_for(fleet, None, 8)
+    assert None in [tenants(fleet, worker, 1)[0] for _ in range(7)]
+    assert Counter(tenants(fleet, worker, 1)[0] for _ in range(8)) == {"a": 2, "b": 2, "c": 2, None: 2}
+    assert Counter(tenants(fleet, worker, 8)) == {"a": 2, "b": 2, "c": 2, None: 2}
+    assert None in tenants(fleet, worker, 8)
+
+
+def test_jobs_of_nobody_that_come_to_stand_before_those_that_wait_go_first(fleet: Fleet, worker: int, sql: Sql) -> None:
+    sql("select procjobs.set_queue('default', fair => true)")
+    defer_for(fleet, "a", 1500, priority=2)
+    defer_for(fleet, "a", 1500, priority=1)
+    defer_for(fleet, None, 20)
+    while None not in tenants(fleet, worker, 1):
+        pass
+    sql(
+        "update procrastinate_jobs set pj_tenant = null "
+        "where id in (select id from procrastinate_jobs where status = 'todo' and priority = 1 order by id limit 2)"
+    )
+    nobodies = [claim.priority for _ in range(16) for claim in fleet.claim(worker) if claim.priority != 2]
+    # Each of them once, after a few of those that were known before; then those again.
+    assert nobodies[:3].count(0) <= 3 and nobodies.count(1) == 2 and nobodies[-1] == 0
+
+
+def test_many_workers_share_the_turns_of_nobody_behind_thousands(dsn: str, fleet: Fleet, worker: int, sql: Sql) -> None:
+    sql("select procjobs.set_queue('default', fair => true)")
+    defer_for(fleet, "a", 1500)
+    defer_for(fleet, None, 100)
+    defer_for(fleet, "b", 1500)
+    done: list[int] = []
+
+    def work(own: Fleet, mine: int) -> None:
+        while claims := own.claim(mine, 50):
+            done.extend(own.acknowledge(*claims))
+
+    crew(dsn, 3, work)
+    assert len(done) == len(set(done)) == 3100
+
+
 def test_a_queue_that_is_not_fair_goes_by_priority_and_id(fleet: Fleet, worker: int) -> None:
     defer_for(fleet, "a", 5)
     defer_for(fleet, "b", 5)

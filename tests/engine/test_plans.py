@@ -281,3 +281,36 @@ def test_a_scan_of_the_whole_table_would_be_noticed(dsn: str) -> None:
     watched.sql.connection.close()
     assert any("500 rows read" in fault for fault in faults([statement], 100))
     assert any("Seq Scan" in fault for fault in faults([statement], 1000))
+
+
+def test_a_fair_queue_reads_few_rows_for_those_without_a_tenant(dsn: str, sql: Sql) -> None:
+    """Also with twenty thousand that have one before them: at the front, on the way, and where they are found."""
+    fleet = Fleet(sql)
+    fleet.policy()
+    sql("select procjobs.set_queue('turns', fair => true)")
+    insert = (
+        "insert into procrastinate_jobs (task_name, queue_name, priority, args, pj_tenant) "
+        "select 'work', %s, %s, '{}', %s from generate_series(1, %s)"
+    )
+    for queue, priority, tenant, count in [
+        ("turns", 2, "a", 10_000), ("turns", 1, "b", 10_000), ("turns", 0, None, 10), ("other", 0, None, 10_000),
+    ]:  # fmt: skip
+        sql(insert, queue, priority, tenant, count)
+    worker = fleet.worker()
+    old = Watched(dsn)
+    old.fleet.claim_ids(old.fleet.worker("none"), 1, queues=["nothing"])
+    for stage in ("not analyzed", "analyzed"):
+        for place in (None, 9_000, 19_500, 20_000):
+            sql(
+                "update procjobs.queue_settings set (nobody_priority, nobody_id) = (select priority, id from "
+                "procrastinate_jobs order by id offset %s limit 1), (look_priority, look_id) = (select priority, id "
+                "from procrastinate_jobs order by id offset %s limit 1) where %s::int is not null",
+                place or 0, (place or 0) // 2, place,
+            )  # fmt: skip
+            for watched in (old, Watched(dsn)):
+                found = watched.watch(lambda fleet: fleet.claim(worker, 3, queues=["turns"]))
+                assert not faults(found, 3500), (stage, place)
+                if watched is not old:
+                    watched.sql.connection.close()
+        sql("vacuum analyze")
+    old.sql.connection.close()
