@@ -1,5 +1,5 @@
--- Triggers on Procrastinate's job table: who calls which function, when.
--- Owns:        the triggers pj_* of procrastinate_jobs. Upstream's own are gone (0002).
+-- Triggers on Procrastinate's job table, and on tables of settings: who calls which function, when.
+-- Owns:        the triggers pj_* of procrastinate_jobs and of procjobs' own tables. Upstream's own are gone (0002).
 -- Lock order:  share row exclusive on procrastinate_jobs while they are replaced.
 -- What decides without a row is in WHEN, so that the bulk paths pay nothing for it; and briefly, since PostgreSQL reads the
 -- text of each condition anew in every statement.
@@ -147,3 +147,69 @@ create constraint trigger pj_judge_batches
   execute function procjobs.judge_batches();
 comment on trigger pj_judge_batches on procjobs.batch_ends is
   'At the commit of who ended jobs of a batch: is the batch over?';
+
+drop trigger if exists pj_note_new on procjobs.queue_settings;
+create trigger pj_note_new
+  after insert or update of name, paused_at, paused_by, pause_reason, fair, ageing on procjobs.queue_settings
+  for each row
+  execute function procjobs.note_setting_change('queue', 'name');
+comment on trigger pj_note_new on procjobs.queue_settings is
+  'Writes to the log of settings what was set for a queue.';
+
+drop trigger if exists pj_note_gone on procjobs.queue_settings;
+create trigger pj_note_gone
+  after delete on procjobs.queue_settings
+  for each row
+  execute function procjobs.note_setting_change('queue', 'name');
+comment on trigger pj_note_gone on procjobs.queue_settings is
+  'Writes to the log of settings what was set for a queue that is dropped.';
+
+drop trigger if exists pj_note_new on procjobs.task_settings;
+create trigger pj_note_new
+  after insert or update on procjobs.task_settings
+  for each row
+  execute function procjobs.note_setting_change('task', 'task');
+comment on trigger pj_note_new on procjobs.task_settings is
+  'Writes to the log of settings what was set for a task.';
+
+drop trigger if exists pj_note_gone on procjobs.task_settings;
+create trigger pj_note_gone
+  after delete on procjobs.task_settings
+  for each row
+  execute function procjobs.note_setting_change('task', 'task');
+comment on trigger pj_note_gone on procjobs.task_settings is
+  'Writes to the log of settings what was set for a task that is dropped.';
+
+drop trigger if exists pj_note_new on procjobs.limits;
+create trigger pj_note_new
+  after insert or update on procjobs.limits
+  for each row
+  when (new.breaker is null)
+  execute function procjobs.note_setting_change('limit', 'name');
+comment on trigger pj_note_new on procjobs.limits is
+  'Writes to the log of settings what was set for a limit.';
+
+drop trigger if exists pj_note_gone on procjobs.limits;
+create trigger pj_note_gone
+  after delete on procjobs.limits
+  for each row
+  when (old.breaker is null)
+  execute function procjobs.note_setting_change('limit', 'name');
+comment on trigger pj_note_gone on procjobs.limits is
+  'Writes to the log of settings what was set for a limit that is dropped.';
+
+drop trigger if exists pj_only_added on procjobs.setting_changes;
+create trigger pj_only_added
+  before update or delete on procjobs.setting_changes
+  for each row
+  execute function procjobs.keep_setting_changes();
+comment on trigger pj_only_added on procjobs.setting_changes is
+  'The log of settings is not changed; what is older than a year may go.';
+
+drop trigger if exists pj_not_emptied on procjobs.setting_changes;
+create trigger pj_not_emptied
+  before truncate on procjobs.setting_changes
+  for each statement
+  execute function procjobs.keep_setting_changes();
+comment on trigger pj_not_emptied on procjobs.setting_changes is
+  'The log of settings is not emptied.';

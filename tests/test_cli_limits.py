@@ -59,3 +59,28 @@ def test_batches_are_listed_and_sealed(run: Any, sql: Any) -> None:
     said(run("batches", "seal", str(batch)))
     (found,) = json.loads(said(run("batches", "--json")))
     assert (found["name"], found["state"]) == ("import", "finished")
+
+
+def test_the_log_tells_who_set_what_and_why(run: Any, sql: Any) -> None:
+    said(run("limits", "set", "smtp", "--queue", "mail", "--max-running", "5", "--reason", "new provider"))
+    said(run("limits", "drop", "smtp", "--reason", "gone"))
+    said(run("queues", "pause", "mail", "--reason", "down"))
+    said(run("queues", "resume", "mail", "--reason", "up"))
+    said(run("queues", "set", "mail", "--fair", "--reason", "turns"))
+    sql("select procjobs.register_tasks('[{\"name\": \"noop\"}]', 'test')")
+    said(run("tasks", "set", "noop", "--priority", "4", "--reason", "hurry"))
+    said(run("tasks", "reset", "noop", "--reason", "done"))
+    said(run("tasks", "pause", "noop", "--reason", "fire"))
+    said(run("tasks", "resume", "noop", "--reason", "out"))
+    for word, name, changes in (
+        ("limits", "smtp", [("dropped", "gone"), ("set", "new provider")]),
+        ("queues", "mail", [("set", "turns"), ("resumed", "up"), ("paused", "down")]),
+        ("tasks", "noop", [("resumed", "out"), ("paused", "fire"), ("set", "done"), ("set", "hurry")]),
+    ):
+        found = json.loads(said(run(word, "log", name, "--json")))
+        assert [(row["change"], row["reason"]) for row in found] == changes
+        assert {row["actor"] for row in found} == {sql.one("select session_user")}
+        assert json.loads(said(run(word, "log", name, "--limit", "1", "--json"))) == found[:1]
+    assert json.loads(said(run("limits", "log", "smtp", "--json")))[1]["after"]["max_running"] == 5
+    assert "max_running=5" in said(run("limits", "log"))
+    assert "Nothing was changed" in said(run("queues", "log", "nobody"))

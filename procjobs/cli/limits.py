@@ -8,6 +8,7 @@ import click
 
 from procjobs.cli.database import call, database_options
 from procjobs.cli.output import Column, json_option, print_json, print_table, text, when
+from procjobs.cli.setting_log import add_log, reason_option
 from procjobs.cli.values import Span
 
 __all__ = ["batches", "limits"]
@@ -47,7 +48,7 @@ _BATCHES: tuple[Column, ...] = (
 @database_options
 @click.pass_context
 def limits(context: click.Context, /, dsn: str | None, data: str | None, as_json: bool) -> None:
-    """List limits and their use; set and drop one."""
+    """List limits and their use; set, drop one; their log."""
     if context.invoked_subcommand is None:
         _list_limits(dsn, data, as_json)
 
@@ -82,6 +83,7 @@ def _list_limits(dsn: str | None, data: str | None, as_json: bool) -> None:
     default="wait",
     help="What becomes of excess.  [default: wait]",
 )
+@reason_option
 @database_options
 def set_(name: str, dsn: str | None, data: str | None, **options: Any) -> None:
     """Limit the jobs of a task or queue over the whole fleet, at once; the same NAME again changes the limit."""
@@ -92,11 +94,15 @@ def set_(name: str, dsn: str | None, data: str | None, **options: Any) -> None:
 
 @limits.command()
 @click.argument("name")
+@reason_option
 @database_options
-def drop(name: str, dsn: str | None, data: str | None) -> None:
+def drop(name: str, reason: str | None, dsn: str | None, data: str | None) -> None:
     """Remove the limit NAME; what waits for it goes on."""
-    (row,) = call(dsn, data, "drop_limit", name=name)
+    (row,) = call(dsn, data, "drop_limit", name=name, reason=reason)
     click.echo(f"limit {name} is gone" if row["drop_limit"] else f"there is no limit {name}")
+
+
+add_log(limits, "limit")
 
 
 @click.group(invoke_without_command=True)

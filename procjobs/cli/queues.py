@@ -8,6 +8,7 @@ import click
 
 from procjobs.cli.database import call, database_options
 from procjobs.cli.output import Column, age, json_option, print_json, print_table, text, when
+from procjobs.cli.setting_log import add_log, reason_option
 from procjobs.cli.values import Span
 
 __all__ = ["queues", "workers"]
@@ -45,7 +46,7 @@ _WORKERS: tuple[Column, ...] = (
 @database_options
 @click.pass_context
 def queues(context: click.Context, /, dsn: str | None, data: str | None, as_json: bool) -> None:
-    """List queues; pause, resume and set one."""
+    """List queues; pause, resume and set one; their log."""
     if context.invoked_subcommand is None:
         _list_queues(dsn, data, as_json)
 
@@ -78,10 +79,11 @@ def pause(queue: str, reason: str | None, dsn: str | None, data: str | None) -> 
 
 @queues.command()
 @click.argument("queue")
+@reason_option
 @database_options
-def resume(queue: str, dsn: str | None, data: str | None) -> None:
+def resume(queue: str, reason: str | None, dsn: str | None, data: str | None) -> None:
     """Let workers claim from QUEUE again."""
-    (row,) = call(dsn, data, "resume_queue", queue=queue)
+    (row,) = call(dsn, data, "resume_queue", queue=queue, reason=reason)
     click.echo(f"{queue} goes on" if row["resume_queue"] else f"{queue} was not paused")
 
 
@@ -91,12 +93,18 @@ def resume(queue: str, dsn: str | None, data: str | None) -> None:
 @click.option(
     "--ageing", type=Span(), metavar="SPAN", help="A waiting job gains a point of priority each time, e.g. 10m."
 )
+@reason_option
 @database_options
-def set_(queue: str, fair: bool, ageing: timedelta | None, dsn: str | None, data: str | None) -> None:
+def set_(
+    queue: str, fair: bool, ageing: timedelta | None, reason: str | None, dsn: str | None, data: str | None
+) -> None:
     """Choose whose turn it is in QUEUE; with neither option by priority and age."""
-    call(dsn, data, "set_queue", queue=queue, fair=fair, ageing=ageing)
+    call(dsn, data, "set_queue", queue=queue, fair=fair, ageing=ageing, reason=reason)
     rule = "tenants take turns" if fair else f"priority rises every {ageing}" if ageing else "by priority and age"
     click.echo(f"{queue}: {rule}")
+
+
+add_log(queues, "queue")
 
 
 @click.command(short_help="List workers.")

@@ -9,6 +9,7 @@ import click
 
 from procjobs.cli.database import call, database_options
 from procjobs.cli.output import Column, json_option, print_json, print_table, text, when
+from procjobs.cli.setting_log import add_log, reason_option
 from procjobs.cli.values import Span
 
 __all__ = ["tasks"]
@@ -33,7 +34,7 @@ _TASKS: tuple[Column, ...] = (
 @database_options
 @click.pass_context
 def tasks(context: click.Context, /, dsn: str | None, data: str | None, as_json: bool) -> None:
-    """List tasks; pause, resume, set, add and drop one."""
+    """List tasks; pause, resume, set, add, drop one; their log."""
     if context.invoked_subcommand is None:
         _list_tasks(dsn, data, as_json)
 
@@ -66,10 +67,11 @@ def pause(task: str, reason: str | None, dsn: str | None, data: str | None) -> N
 
 @tasks.command()
 @click.argument("task")
+@reason_option
 @database_options
-def resume(task: str, dsn: str | None, data: str | None) -> None:
+def resume(task: str, reason: str | None, dsn: str | None, data: str | None) -> None:
     """Let workers claim jobs of TASK again."""
-    (row,) = call(dsn, data, "resume_task", task=task)
+    (row,) = call(dsn, data, "resume_task", task=task, reason=reason)
     click.echo(f"{task} goes on" if row["resume_task"] else f"{task} was not paused")
 
 
@@ -82,22 +84,24 @@ def resume(task: str, dsn: str | None, data: str | None) -> None:
 @click.option("--backoff-cap", type=Span(), metavar="SPAN", help="The longest wait.")
 @click.option("--backoff-jitter/--no-backoff-jitter", default=None, help="Draw each wait at random.")
 @click.option("--timeout", type=Span(), metavar="SPAN", help="How long one run may take, e.g. 90s, 5m, 2h.")
+@reason_option
 @database_options
-def set_(task: str, dsn: str | None, data: str | None, **options: Any) -> None:
+def set_(task: str, reason: str | None, dsn: str | None, data: str | None, **options: Any) -> None:
     """Set how jobs of TASK are treated, over what its code says: at once, without a restart."""
     given = {name: value for name, value in options.items() if value is not None}
     if not given:
         raise click.UsageError("say what to set: --queue, --priority, --max-attempts, --timeout, ...")
-    (row,) = call(dsn, data, "set_task", task=task, **given)
+    (row,) = call(dsn, data, "set_task", task=task, reason=reason, **given)
     click.echo(f"{task} is set" if row["set_task"] else f"{task} was set so already")
 
 
 @tasks.command()
 @click.argument("task")
+@reason_option
 @database_options
-def reset(task: str, dsn: str | None, data: str | None) -> None:
+def reset(task: str, reason: str | None, dsn: str | None, data: str | None) -> None:
     """Take back what was set for TASK: its code decides again. A pause stays."""
-    (row,) = call(dsn, data, "reset_task", task=task)
+    (row,) = call(dsn, data, "reset_task", task=task, reason=reason)
     click.echo(f"{task} is as its code says" if row["reset_task"] else f"nothing was set for {task}")
 
 
@@ -131,3 +135,6 @@ def drop(task: str, dsn: str | None, data: str | None) -> None:
     """Forget the SQL task TASK. The routine stays, and jobs that are left wait."""
     (row,) = call(dsn, data, "drop_sql_task", name=task)
     click.echo(f"{task} is no task any more" if row["drop_sql_task"] else f"there is no SQL task {task}")
+
+
+add_log(tasks, "task")

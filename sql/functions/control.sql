@@ -259,18 +259,24 @@ comment on function procjobs.pause_queue(text, text) is
   'Stops workers from claiming jobs of a queue until resume_queue; running jobs go on. '
   'Returns false if it was paused already (its first reason is kept). Definer: the admin role has no rights on tables.';
 
-create or replace function procjobs.resume_queue(queue text)
+drop function if exists procjobs.resume_queue(text);
+create or replace function procjobs.resume_queue(queue text, reason text default null)
 returns boolean
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_why text := procjobs.give_reason(reason);
+  v_found boolean;
 begin
   update procjobs.queue_settings
   set paused_at = null, paused_by = null, pause_reason = null
   where name = queue
     and paused_at is not null;
-  if not found then
+  v_found := found;
+  perform procjobs.give_reason(v_why);
+  if not v_found then
     return false;
   end if;
 
@@ -280,6 +286,6 @@ begin
   return true;
 end
 $$;
-comment on function procjobs.resume_queue(text) is
-  'Lets workers claim jobs of a paused queue again, at once. Returns false if it was not paused. '
+comment on function procjobs.resume_queue(text, text) is
+  'Lets workers claim jobs of a paused queue again, at once; the reason goes to procjobs.setting_log. Returns false if it was not paused. '
   'Definer: the admin role has no rights on tables.';

@@ -326,7 +326,7 @@ comment on function procjobs.choose_by_age(text, integer, interval) is
   'The next jobs of an ageing queue: by priority plus one point for each p_ageing that a job has waited, then by id.';
 
 drop function if exists procjobs.set_queue(text, boolean, interval);
-create or replace function procjobs.set_queue(queue text, fair boolean default null, ageing interval default null)
+create or replace function procjobs.set_queue(queue text, fair boolean default null, ageing interval default null, reason text default null)
 returns boolean
 language plpgsql
 security definer
@@ -335,6 +335,7 @@ as $$
 #variable_conflict use_column
 declare
   v_changed boolean;
+  v_why text := procjobs.give_reason(set_queue.reason);
   v_problem text := case
     when coalesce(length(set_queue.queue), 0) not between 1 and 128 then 'a queue name has 1 to 128 characters'
     when set_queue.fair and set_queue.ageing is not null then 'a queue takes turns between tenants or ages, not both'
@@ -356,9 +357,10 @@ begin
         last_tenant = null
     where (q.fair, q.ageing) is distinct from (excluded.fair, excluded.ageing)
   returning true into v_changed;
+  perform procjobs.give_reason(v_why);
   return coalesce(v_changed, false);
 end
 $$;
-comment on function procjobs.set_queue(text, boolean, interval) is
+comment on function procjobs.set_queue(text, boolean, interval, text) is
   'How the next job of a queue is chosen, at once: fair takes turns between tenants (defer''s tenant); ageing adds a point of priority for each such time that a job waits, '
-  'so that low priority is not starved; neither: by priority and id. False if it was so already. Definer: the admin role has no rights on tables.';
+  'so that low priority is not starved; neither: by priority and id. False if it was so already; the reason goes to procjobs.setting_log. Definer: the admin role has no rights on tables.';

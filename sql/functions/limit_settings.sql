@@ -56,7 +56,8 @@ create or replace function procjobs.set_limit(
   max_running integer default null,
   rate integer default null,
   per interval default null,
-  on_excess text default 'wait'
+  on_excess text default 'wait',
+  reason text default null
 )
 returns boolean
 language plpgsql
@@ -65,6 +66,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_changed boolean;
+  v_why text := procjobs.give_reason(set_limit.reason);
   v_problem text := case
     when coalesce(length(set_limit.name), 0) not between 1 and 100 or set_limit.name like '%:%'
       then 'a limit needs a name of 1 to 100 characters without a colon'
@@ -99,6 +101,7 @@ begin
     excluded.task, excluded.queue, excluded.key, excluded.max_running, excluded.rate, excluded.per, excluded.on_excess
   )
   returning true into v_changed;
+  perform procjobs.give_reason(v_why);
   if v_changed then
     perform procjobs.count_running(set_limit.name);
     -- What waits for it is judged anew, by the new rule.
@@ -107,12 +110,13 @@ begin
   return coalesce(v_changed, false);
 end
 $$;
-comment on function procjobs.set_limit(text, text, text, text, integer, integer, interval, text) is
+comment on function procjobs.set_limit(text, text, text, text, integer, integer, interval, text, text) is
   'Limits the jobs of a task, of a queue, or of a task in a queue, over the whole fleet, at once: max_running at a time, and rate starts within any span of per. '
   'With key (tenant, lock, args.user_id) each value has a count of its own. Excess waits (wait), ends as cancelled (drop), or takes the place of the oldest (cancel_oldest). '
-  'The same name again changes the limit; false if it was so already. Jobs that run already go on, and count. Definer: the admin role has no rights on tables.';
+  'The same name again changes the limit; false if it was so already; the reason goes to procjobs.setting_log. Jobs that run already go on, and count. Definer: the admin role has no rights on tables.';
 
-create or replace function procjobs.drop_limit(name text)
+drop function if exists procjobs.drop_limit(text);
+create or replace function procjobs.drop_limit(name text, reason text default null)
 returns boolean
 language plpgsql
 security definer
@@ -120,10 +124,12 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_keys text[];
+  v_why text := procjobs.give_reason(drop_limit.reason);
   v_found boolean;
 begin
   delete from procjobs.limits l where l.name = drop_limit.name and l.breaker is null;
   v_found := found;
+  perform procjobs.give_reason(v_why);
   if not v_found then
     return false;
   end if;
@@ -138,8 +144,8 @@ begin
   return v_found;
 end
 $$;
-comment on function procjobs.drop_limit(text) is
-  'Removes a limit; what waited for it goes on. False if there is none of that name. Definer: the admin role has no rights on tables.';
+comment on function procjobs.drop_limit(text, text) is
+  'Removes a limit; what waited for it goes on; the reason goes to procjobs.setting_log. False if there is none of that name. Definer: the admin role has no rights on tables.';
 
 create or replace function procjobs.forget_limit_state(p_max_rows integer default 1000)
 returns integer

@@ -103,6 +103,7 @@ end
 $$;
 comment on function procjobs.require_task(text) is 'Raises PJ001 for a name that is no task''s.';
 
+drop function if exists procjobs.set_task(text, text, integer, integer, interval, interval, boolean, interval);
 create or replace function procjobs.set_task(
   task text,
   queue text default null,
@@ -111,7 +112,8 @@ create or replace function procjobs.set_task(
   backoff_base interval default null,
   backoff_cap interval default null,
   backoff_jitter boolean default null,
-  timeout interval default null
+  timeout interval default null,
+  reason text default null
 )
 returns boolean
 language plpgsql
@@ -121,6 +123,8 @@ as $$
 #variable_conflict use_column
 declare
   v_policy record;
+  v_why text := procjobs.give_reason(set_task.reason);
+  v_changed boolean;
 begin
   perform procjobs.require_task(set_task.task);
   select p.* into v_policy from procjobs.task_policy(set_task.task) p;
@@ -151,21 +155,27 @@ begin
       coalesce(excluded.backoff_base, s.backoff_base), coalesce(excluded.backoff_cap, s.backoff_cap),
       coalesce(excluded.backoff_jitter, s.backoff_jitter), coalesce(excluded.timeout, s.timeout)
     ) is distinct from (s.queue, s.priority, s.max_attempts, s.backoff_base, s.backoff_cap, s.backoff_jitter, s.timeout);
-  return found;
+  v_changed := found;
+  perform procjobs.give_reason(v_why);
+  return v_changed;
 end
 $$;
-comment on function procjobs.set_task(text, text, integer, integer, interval, interval, boolean, interval) is
+comment on function procjobs.set_task(text, text, integer, integer, interval, interval, boolean, interval, text) is
   'Sets how jobs of a task are treated, over what its code says, at once and without a restart: only what is given changes. '
-  'queue and priority are for new jobs; max_attempts (runs in all), backoff_base, backoff_cap, backoff_jitter and timeout for every run from now on. '
+  'queue and priority are for new jobs; max_attempts (runs in all), backoff_base, backoff_cap, backoff_jitter and timeout for every run from now on; the reason goes to procjobs.setting_log. '
   'Returns false if all was set so already. Unknown task: PJ001. Definer: the admin role has no rights on tables.';
 
-create or replace function procjobs.reset_task(task text)
+drop function if exists procjobs.reset_task(text);
+create or replace function procjobs.reset_task(task text, reason text default null)
 returns boolean
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
+declare
+  v_why text := procjobs.give_reason(reset_task.reason);
+  v_found boolean;
 begin
   update procjobs.task_settings s
   set queue = null,
@@ -181,15 +191,17 @@ begin
     and num_nonnulls(
       s.queue, s.priority::text, s.max_attempts::text, s.backoff_base::text, s.backoff_cap::text, s.backoff_jitter::text,
       s.timeout::text) > 0;
-  if found then
+  v_found := found;
+  perform procjobs.give_reason(v_why);
+  if v_found then
     return true;
   end if;
   perform procjobs.require_task(reset_task.task);
   return false;
 end
 $$;
-comment on function procjobs.reset_task(text) is
-  'Takes back what was set for a task: its code decides again. A pause stays. Returns false if nothing was set. '
+comment on function procjobs.reset_task(text, text) is
+  'Takes back what was set for a task: its code decides again; the reason goes to procjobs.setting_log. A pause stays. Returns false if nothing was set. '
   'Unknown task: PJ001. Definer: the admin role has no rights on tables.';
 
 create or replace function procjobs.pause_task(task text, reason text default null)
@@ -215,19 +227,25 @@ comment on function procjobs.pause_task(text, text) is
   'Stops workers from claiming jobs of a task until resume_task; running jobs go on. Returns false if it was paused already '
   '(its first reason is kept). Unknown task: PJ001. Definer: the admin role has no rights on tables.';
 
-create or replace function procjobs.resume_task(task text)
+drop function if exists procjobs.resume_task(text);
+create or replace function procjobs.resume_task(task text, reason text default null)
 returns boolean
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
+declare
+  v_why text := procjobs.give_reason(resume_task.reason);
+  v_found boolean;
 begin
   update procjobs.task_settings s
   set paused_at = null, paused_by = null, pause_reason = null
   where s.task = resume_task.task
     and s.paused_at is not null;
-  if not found then
+  v_found := found;
+  perform procjobs.give_reason(v_why);
+  if not v_found then
     perform procjobs.require_task(resume_task.task);
     return false;
   end if;
@@ -235,7 +253,7 @@ begin
   return true;
 end
 $$;
-comment on function procjobs.resume_task(text) is
+comment on function procjobs.resume_task(text, text) is
   'Lets workers claim jobs of a paused task again, at once; of very many, upkeep lets go the rest. Returns false if it was not paused. '
   'Unknown task: PJ001. Definer: the admin role has no rights on tables.';
 

@@ -95,7 +95,7 @@ SQL_JOBS = {
 MAIL = {
     "procjobs_producer": {"find_subscription", "unsubscribe", "resubscribe"},
     "procjobs_worker": set(),
-    "procjobs_reader": {"list_suppressed_addresses"},
+    "procjobs_reader": {"list_suppressed_addresses", "list_setting_changes"},
     "procjobs_admin": {"suppress_address", "unsuppress_address"},
 }
 MAY_EXECUTE = {role: functions | SQL_JOBS[role] | MAIL[role] for role, functions in MAY_EXECUTE.items()}
@@ -170,6 +170,7 @@ MAY_USE = {
     },
     ("procjobs_reader", "retry_rules"): {"SELECT"},
     ("procjobs_reader", "suppressions"): {"SELECT"},
+    ("procjobs_reader", "setting_log"): {"SELECT"},
     ("procjobs_admin", "unsubscriptions"): {"SELECT"},
     ("procjobs_reader", "invites"): {"SELECT"},
     **{("procjobs_reader", relation): {"SELECT"} for relation in ("reminders", "reminder_steps")},

@@ -1,0 +1,3 @@
+-- Undoes 0023_setting_log.sql. What was logged is gone.
+
+drop table procjobs.setting_changes;
