@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any
 
 import click
@@ -27,6 +28,18 @@ _JOBS: tuple[Column, ...] = (
     ("due", "scheduled_at", when),
     ("finished", "finished_at", when),
     ("error", "error", lambda value: text(value)[:80]),
+)
+_JOBS_AS_OF: tuple[Column, ...] = (
+    ("id", "id", text),
+    ("task", "task", text),
+    ("queue", "queue", text),
+    ("state", "state", text),
+    ("since", "since", when),
+    ("run", "run", text),
+    ("priority", "priority", text),
+    ("due", "scheduled_at", when),
+    ("lock", "lock", text),
+    ("tags", "tags", text),
 )
 #: The lines of `jobs show`; job_report gives JSON, so its times are texts.
 _REPORT: tuple[Column, ...] = (
@@ -102,6 +115,9 @@ def _listing(command: Any) -> Any:
             "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="How many at most."
         ),
         click.option("--before", type=int, metavar="ID", help="Only jobs older than this one: the next page."),
+        click.option(
+            "--as-of", type=Moment(), metavar="TIME", help="As they were at this time, e.g. 2030-01-31T09:00+01:00."
+        ),
     ):
         command = option(command)
     return json_option(database_options(command))
@@ -133,24 +149,20 @@ def _list(
     tag: str | None,
     limit: int,
     before: int | None,
+    as_of: datetime | None,
 ) -> None:
-    found = call(
-        dsn,
-        data,
-        "list_jobs",
-        p_status=status,
-        p_queue=queue,
-        p_task=task,
-        p_tag=tag,
-        p_max_rows=limit,
-        p_before_id=before,
-    )
+    chosen = {"p_queue": queue, "p_task": task, "p_tag": tag, "p_max_rows": limit, "p_before_id": before}
+    if as_of is None:
+        found = call(dsn, data, "list_jobs", p_status=status, **chosen)
+    else:
+        found = call(dsn, data, "list_jobs_as_of", p_at=as_of, p_state=status, **chosen)
     if as_json:
         print_json(found)
         return
-    print_table(found, _JOBS, empty="No such job.")
+    print_table(found, _JOBS if as_of is None else _JOBS_AS_OF, empty="No such job.")
     if len(found) == limit:
-        click.echo(f"More: procjobs jobs list --before {found[-1]['id']}", err=True)
+        at = "" if as_of is None else f"--as-of {as_of.isoformat()} "
+        click.echo(f"More: procjobs jobs list {at}--before {found[-1]['id']}", err=True)
 
 
 @jobs.command()

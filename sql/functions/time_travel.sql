@@ -13,7 +13,9 @@ as $$
     from procjobs.jobs j
     where j.created_at <= p_until
       and (p_job_id is null or j.id = p_job_id)
-      and (p_queue is null or j.queue = p_queue)
+      and (p_queue is null or j.queue = p_queue or exists (
+        select from procjobs.actions a
+        where a.job_id = j.id and a.action = 'edited' and a.detail -> 'before' ->> 'queue_name' = p_queue))
       and (p_task is null or j.task = p_task)
   ),
   run as materialized (
@@ -25,16 +27,22 @@ as $$
     select a.*
     from procjobs.actions a
     join job j on j.id = a.job_id
+    where a.action in ('cancelled', 'retried', 'redriven')
+  ),
+  wait as materialized (
+    select w.* from job j cross join lateral procjobs.job_waits(j.id, j.created_at, j.scheduled_at) w
   )
-  select j.id, j.created_at, 0, case when j.scheduled_at > j.created_at
-      and not exists (select from run r where r.job_id = j.id) and not exists (select from act a where a.job_id = j.id and a.at <= j.scheduled_at)
-      then 'scheduled' else 'waiting' end, null::integer
-  from job j
+  -- Each wait for a moment: until then, or until it was edited to another.
+  select w.job_id, w.since, w.rank, case when w.due > w.since then 'scheduled' else 'waiting' end, null::integer
+  from wait w
+  where w.rank in (0, 4)
   union all
-  select j.id, j.scheduled_at, 1, 'waiting', null
-  from job j
-  where j.scheduled_at > j.created_at
-    and (j.started_at is null or j.scheduled_at <= j.started_at or j.status = 'todo')
+  select w.job_id, w.due, 1, 'waiting', null
+  from wait w
+  join job j on j.id = w.job_id
+  where w.due > w.since
+    and not exists (select from wait e where e.job_id = w.job_id and e.rank = 4 and e.since > w.since and e.since < w.due)
+    and (w.rank <> 0 or j.started_at is null or w.due <= j.started_at or j.status = 'todo')
   union all
   select r.job_id, r.started_at, 2, 'running', r.attempt from run r
   union all
@@ -48,8 +56,6 @@ as $$
     end, r.attempt
   from run r
   union all
-  select r.job_id, r.retry_at, 1, 'waiting', null from run r where r.retry_at > r.finished_at
-  union all
   select j.id, j.started_at, 2, 'running', case when j.status = 'doing' then j.attempts + 1 else j.attempts end
   from job j
   where j.started_at is not null
@@ -59,24 +65,186 @@ as $$
   union all
   select a.job_id, a.at, 4, case when a.action = 'cancelled' then 'cancelled' else 'waiting' end, null
   from act a
-  where a.action in ('cancelled', 'retried', 'redriven')
 $$;
 comment on function procjobs.job_transitions(bigint, text, text, timestamptz) is
-  'The steps of jobs from state to state, as far as the kept facts tell: of one job, a queue, a task, or all.';
+  'The steps of jobs from state to state, as far as the kept facts tell: of one job, a queue (or what was in it before an edit), a task, or all.';
 
-create or replace function procjobs.jobs_as_of(at timestamptz, queue text default null, task text default null)
-returns table (id bigint, state text, since timestamptz, run integer)
+create or replace function procjobs.job_waits(p_job_id bigint, p_created_at timestamptz, p_scheduled_at timestamptz)
+returns table (job_id bigint, rank integer, since timestamptz, due timestamptz)
+language sql
+stable
+rows 2
+set search_path = pg_catalog, pg_temp
+as $$
+  with edit as (
+    select a.at, (a.detail -> 'before' ->> 'scheduled_at')::timestamptz as was, (a.detail -> 'after' ->> 'scheduled_at')::timestamptz as due
+    from procjobs.actions a
+    where a.job_id = p_job_id
+      and a.action = 'edited'
+      and a.detail -> 'after' ? 'scheduled_at'
+  ),
+  run as (
+    select r.finished_at, r.retry_at from procjobs.attempts r where r.job_id = p_job_id
+  ),
+  again as (
+    select min(g.at) as at
+    from (
+      select r.finished_at from run r
+      union all
+      select a.at from procjobs.actions a where a.job_id = p_job_id and a.action in ('cancelled', 'retried', 'redriven')
+    ) g(at)
+  ),
+  first_edit as (
+    select e.was, e.at from edit e order by e.at limit 1
+  )
+  -- The first moment it was to wait for: what the first edit found, else the present one, unless that is of a later wait.
+  select p_job_id, 0, p_created_at, case
+      when f.at <= coalesce(again.at, 'infinity') then f.was
+      when again.at is null or again.at > p_scheduled_at then p_scheduled_at
+    end
+  from again
+  left join first_edit f on true
+  union all
+  select p_job_id, 3, r.finished_at, r.retry_at from run r where r.retry_at > r.finished_at
+  union all
+  select p_job_id, 4, e.at, e.due from edit e
+$$;
+comment on function procjobs.job_waits(bigint, timestamptz, timestamptz) is
+  'The moments a job was to wait for, and since when: from its birth (rank 0), after a run (3), as it was edited (4).';
+
+create or replace function procjobs.job_values(p_job_id bigint, p_at timestamptz)
+returns jsonb
 language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select distinct on (t.job_id) t.job_id, t.state, t.at, t.run
-  from procjobs.job_transitions(null, jobs_as_of.queue, jobs_as_of.task, jobs_as_of.at) t
-  where t.at <= jobs_as_of.at
-  order by t.job_id, t.at desc, t.rank desc
+  -- Of each value that was edited since, what the first such edit found. One that is not in `before` was null.
+  select jsonb_object_agg(v.name, v.was)
+  from (
+    select distinct on (n.name) n.name, case n.name when 'args' then a.detail -> 'args_before' else a.detail -> 'before' -> n.name end as was
+    from procjobs.actions a
+    cross join lateral (
+      select jsonb_object_keys(a.detail -> 'before')
+      union
+      select jsonb_object_keys(a.detail -> 'after')
+      union
+      select 'args' where a.detail ? 'args_after'
+    ) n(name)
+    where a.job_id = p_job_id
+      and a.action = 'edited'
+      and a.at > p_at
+    order by n.name, a.at, a.id
+  ) v
+$$;
+comment on function procjobs.job_values(bigint, timestamptz) is
+  'What a job was before edits after a moment, by the names of edits: {"priority": 0, "queue_name": "mail"}. Null: nothing was edited since. Arguments only for procjobs_admin.';
+
+create or replace function procjobs.kept_since(p_queue text, p_task text)
+returns timestamptz
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select max(case
+    when r.max_age >= interval '1 day' then date_trunc('day', (procjobs.clock() - r.max_age) at time zone 'UTC') at time zone 'UTC'
+    else procjobs.clock() - r.max_age
+  end)
+  from procjobs.retention r
+  where r.id = (
+    select o.id
+    from procjobs.retention o
+    where (o.task is null or o.task = p_task)
+      and (o.queue is null or o.queue = p_queue)
+    order by o.task is null, o.queue is null
+    limit 1
+  )
+$$;
+comment on function procjobs.kept_since(text, text) is
+  'Jobs of a queue or task (null: of those without a policy of their own) that ended before this moment may be forgotten, by procjobs.retention. Null: none by age.';
+
+drop function if exists procjobs.jobs_as_of(timestamptz, text, text);
+create or replace function procjobs.jobs_as_of(at timestamptz, queue text default null, task text default null)
+returns table (
+  id bigint, state text, since timestamptz, run integer, queue_name text, task_name text, priority integer, lock text, tags text[],
+  scheduled_at timestamptz, args jsonb
+)
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_kept timestamptz := procjobs.kept_since(jobs_as_of.queue, jobs_as_of.task);
+begin
+  if jobs_as_of.at < v_kept then
+    raise exception 'where jobs were at % is not known any more', procjobs.say_time(jobs_as_of.at)
+      using errcode = 'PJ009',
+            detail = format('jobs that ended before %s are not kept', procjobs.say_time(v_kept)),
+            hint = 'Ask for a later moment; procjobs.retention says how long jobs are kept, procjobs.set_retention changes it.';
+  end if;
+
+  return query
+  with step as (
+    select distinct on (t.job_id) t.job_id, t.state, t.at, t.run
+    from procjobs.job_transitions(null, jobs_as_of.queue, jobs_as_of.task, jobs_as_of.at) t
+    where t.at <= jobs_as_of.at
+    order by t.job_id, t.at desc, t.rank desc
+  )
+  select s.job_id, s.state, s.at, s.run, f.queue_name, j.task,
+    case when w.was ? 'priority' then (w.was ->> 'priority')::integer else j.priority end,
+    case when w.was ? 'lock' then w.was ->> 'lock' else j.lock end,
+    case when w.was ? 'tags' then (select array_agg(t) from jsonb_array_elements_text(nullif(w.was -> 'tags', 'null')) t) else j.tags end,
+    (
+      select d.due
+      from procjobs.job_waits(j.id, j.created_at, j.scheduled_at) d
+      where d.since <= jobs_as_of.at
+      order by d.since desc, d.rank desc
+      limit 1
+    ),
+    case when w.was ? 'args' then w.was -> 'args' else j.args end
+  from step s
+  join procjobs.jobs j on j.id = s.job_id
+  cross join lateral (select procjobs.job_values(j.id, jobs_as_of.at) as was offset 0) w
+  cross join lateral (select case when w.was ? 'queue_name' then w.was ->> 'queue_name' else j.queue end as queue_name) f
+  where jobs_as_of.queue is null
+     or f.queue_name = jobs_as_of.queue;
+end
 $$;
 comment on function procjobs.jobs_as_of(timestamptz, text, text) is
-  'Where each job was at a moment: waiting, scheduled (not due), running, succeeded, failed, cancelled, aborted; since when, and which run. '
-  'From the times of the job and its runs, and what people did. It cannot know: jobs forgotten since (see procjobs.retention); '
-  'what else kept a waiting job (a lock, a limit, a pause, no worker); times, queue and task that were changed later (the present ones count); '
+  'Each job as it was at a moment: waiting, scheduled (not due), running, succeeded, failed, cancelled, aborted; since when, and which run; queue, priority, lock, tags, due time '
+  'and arguments (only for procjobs_admin) as they were before edits since. '
+  'From the times of the job and its runs, and what people did. A moment before what procjobs.retention keeps of the queue or task: PJ009. It cannot know: what else kept a waiting '
+  'job (a lock, a limit, a pause, no worker); changes that debounce or an update by hand made; jobs of tasks that are kept for less long than the others; '
   'runs that were given back before they began. It reads all jobs of the queue or task: for looking into things, not for dashboards.';
+
+create or replace function procjobs.list_jobs_as_of(
+  p_at timestamptz, p_state text default null, p_queue text default null, p_task text default null, p_tag text default null,
+  p_max_rows integer default 50, p_before_id bigint default null
+)
+returns table (
+  id bigint, state text, since timestamptz, run integer, queue text, task text, priority integer, lock text, tags text[],
+  scheduled_at timestamptz, args jsonb
+)
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_state not in ('waiting', 'scheduled', 'running', 'succeeded', 'failed', 'cancelled', 'aborted') then
+    raise exception 'whether jobs were % at some time is not known', quote_literal(p_state)
+      using errcode = 'PJ009',
+            detail = 'it is not one of the states of procjobs.jobs_as_of',
+            hint = 'One of waiting, scheduled, running, succeeded, failed, cancelled, aborted.';
+  end if;
+  return query
+  select j.*
+  from procjobs.jobs_as_of(p_at, p_queue, p_task) j
+  where (p_state is null or j.state = p_state)
+    and (p_tag is null or j.tags @> array[p_tag])
+    and (p_before_id is null or j.id < p_before_id)
+  order by j.id desc
+  limit greatest(p_max_rows, 0);
+end
+$$;
+comment on function procjobs.list_jobs_as_of(timestamptz, text, text, text, text, integer, bigint) is
+  'procjobs.jobs_as_of, newest job first: of a state, queue, task, tag; p_before_id goes on where a page ended. A moment before what is kept: PJ009.';

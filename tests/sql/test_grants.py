@@ -95,7 +95,14 @@ SQL_JOBS = {
 MAIL = {
     "procjobs_producer": {"find_subscription", "unsubscribe", "resubscribe"},
     "procjobs_worker": set(),
-    "procjobs_reader": {"list_suppressed_addresses", "list_setting_changes"},
+    "procjobs_reader": {
+        "list_suppressed_addresses",
+        "list_setting_changes",
+        "list_jobs_as_of",
+        "job_waits",
+        "job_values",
+        "kept_since",
+    },
     "procjobs_admin": {"suppress_address", "unsuppress_address"},
 }
 MAY_EXECUTE = {role: functions | SQL_JOBS[role] | MAIL[role] for role, functions in MAY_EXECUTE.items()}

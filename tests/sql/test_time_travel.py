@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from typing import Any
+
+import psycopg
 import pytest
 
 from tests.conftest import Sql
@@ -140,3 +144,98 @@ def test_the_timeline_tells_actions_of_any_kind_with_their_values(fleet: Fleet, 
     assert sql("select event, detail from procjobs.job_timeline(%s)", job)[1:] == [
         ("moved", "by ann: too slow: from a, to b"),
     ]
+
+
+def values(sql: Sql, minute: float, *columns: str, **filters: str) -> list[tuple[object, ...]]:
+    given = "".join(f", {name} => '{value}'" for name, value in filters.items())
+    return sql(f"select {', '.join(columns)} from procjobs.jobs_as_of(%s{given}) order by id", at(minute))
+
+
+def born(fleet: Fleet, sql: Sql, minute: float, **options: Any) -> int:
+    """A job of that minute: the engine's path of Python takes the server's clock for its birth."""
+    with fleet.at(at(minute)):
+        job = fleet.defer(**options)
+        sql("update procrastinate_jobs set pj_created_at = procjobs.clock() where id = %s", job)
+    return job
+
+
+def test_a_job_is_as_it_was_before_it_was_edited(fleet: Fleet, sql: Sql) -> None:
+    job = born(fleet, sql, 0, queue="a", args='{"n": 1}', scheduled_at=3600)
+    with fleet.at(at(10)):
+        sql("select procjobs.edit_job(%s, priority => 5, args => '{\"n\": 2}', lock => 'l', tags => '{x}')", job)
+    with fleet.at(at(20)):
+        sql("select procjobs.edit_job(%s, priority => 9, queue => 'b', scheduled_at => %s)", job, at(45))
+    with fleet.at(at(30)):
+        sql("select procjobs.edit_job(%s, priority => 1, args => '{\"n\": 3}', tags => '{}')", job)
+    columns = ("queue_name", "priority", "args ->> 'n'", "lock", "tags", f"scheduled_at - '{at(0)}'")
+    hour, sooner = timedelta(hours=1), timedelta(minutes=45)
+    assert [values(sql, minute, *columns) for minute in (5, 15, 25, 35)] == [
+        [("a", 0, "1", None, None, hour)],
+        [("a", 5, "2", "l", ["x"], hour)],
+        [("b", 9, "2", "l", ["x"], sooner)],
+        [("b", 1, "3", "l", None, sooner)],
+    ]
+    assert [values(sql, minute, "id", queue="a") for minute in (5, 25)] == [[(job,)], []]
+    assert [values(sql, minute, "id", queue="b") for minute in (5, 25)] == [[], [(job,)]]
+    with fleet.at(at(49)):
+        sql("select procjobs.cancel(%s)", job)  # it goes to the history
+    assert values(sql, 15, *columns[:3]) == [("a", 5, "2")]
+
+
+@pytest.mark.parametrize(
+    ("first", "edits", "expected"),
+    [
+        (None, {2: 6}, ["waiting", "scheduled", "scheduled", "waiting"]),
+        (240, {2: 6}, ["scheduled", "scheduled", "scheduled", "waiting"]),
+        (3600, {2: 2}, ["scheduled", "waiting", "waiting", "waiting"]),
+        (3600, {2: 4, 3: 45}, ["scheduled", "scheduled", "scheduled", "scheduled"]),
+    ],
+)
+def test_until_when_a_job_was_to_wait_is_told_as_it_was_then(
+    fleet: Fleet, sql: Sql, first: int | None, edits: dict[int, int], expected: list[str]
+) -> None:
+    job = born(fleet, sql, 0, scheduled_at=first)
+    for minute, due in edits.items():
+        with fleet.at(at(minute)):
+            sql("select procjobs.edit_job(%s, scheduled_at => %s)", job, at(due))
+    assert [(as_of(sql, minute, job) or ("",))[0] for minute in (1, 2.5, 5, 7)] == expected
+
+
+def test_a_retry_that_was_put_off_waits_until_then(fleet: Fleet, sql: Sql) -> None:
+    fleet.policy(max_attempts=2, backoff_base=240, backoff_jitter=False)
+    worker = fleet.worker(lease=86400)
+    job = born(fleet, sql, 0)
+    with fleet.at(at(1)):
+        (claim,) = fleet.claim(worker)
+    with fleet.at(at(2)):
+        fleet.settle(claim, "failed")
+    with fleet.at(at(3)):
+        sql("select procjobs.edit_job(%s, scheduled_at => %s, priority => 2)", job, at(9))
+    seen = [values(sql, minute, "state", f"scheduled_at - '{at(0)}'", "priority") for minute in (0.5, 2.5, 7, 10)]
+    assert seen == [
+        [("waiting", None, 0)],
+        [("scheduled", timedelta(minutes=6), 0)],
+        [("scheduled", timedelta(minutes=9), 2)],
+        [("waiting", timedelta(minutes=9), 2)],
+    ]
+
+
+def test_readers_see_no_arguments_of_the_past(fleet: Fleet, sql: Sql) -> None:
+    job = born(fleet, sql, 0, args='{"n": 1}')
+    with fleet.at(at(1)):
+        sql("select procjobs.edit_job(%s, priority => 5, args => '{\"n\": 2}')", job)
+    sql("set role procjobs_reader")
+    assert [values(sql, minute, "priority", "args") for minute in (0.5, 2)] == [[(0, None)], [(5, None)]]
+
+
+def test_a_moment_before_what_is_kept_is_refused(fleet: Fleet, sql: Sql) -> None:
+    with fleet.at(at(0)):
+        asked = "select procjobs.jobs_as_of(procjobs.clock() - %s::interval, %s::text)"
+        assert sql(asked, "6 days", None) == []
+        with pytest.raises(psycopg.Error) as refused:
+            sql(asked, "9 days", None)
+        assert refused.value.sqlstate == "PJ009" and "2031-05-03" in str(refused.value.diag.message_detail)
+        sql("select procjobs.set_retention('1 hour', queue => 'quick'), procjobs.set_retention(queue => 'kept')")
+        assert sql(asked, "90 days", "kept") == [] == sql(asked, "59 min", "quick")
+        with pytest.raises(psycopg.Error, match="not known any more"):
+            sql(asked, "61 min", "quick")
