@@ -214,5 +214,5 @@ begin
 end
 $$;
 comment on function procjobs.rescue_jobs(integer) is
-  'Declares silent workers dead and makes their jobs wait again; a third crash makes a dead letter. Any worker and pg_cron may call it. '
+  'Declares silent workers dead and makes their jobs wait again; a third crash makes a dead letter and is job.stalled. Any worker and pg_cron may call it. '
   'Returns how many jobs were rescued. Definer: the worker role has no rights on tables.';

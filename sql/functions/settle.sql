@@ -219,6 +219,21 @@ $$;
 comment on function procjobs.supersede_job(public.procrastinate_jobs, jsonb) is
   'Ends a job that cannot wait again because a waiting job holds its queueing lock or its key.';
 
+create or replace function procjobs.note_stalled(p_job public.procrastinate_jobs, p_crashes integer)
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into procjobs.job_events (job_id, at, type, actor, detail)
+  values (p_job.id, procjobs.clock(), 'job.stalled', 'procjobs', jsonb_strip_nulls(jsonb_build_object(
+    'worker', (select w.name from procjobs.worker_state w where w.id = p_job.worker_id), 'worker_id', p_job.worker_id, 'crashes', p_crashes)));
+  perform pg_notify('procjobs_events', 'job.stalled ' || p_job.id);
+end
+$$;
+comment on function procjobs.note_stalled(public.procrastinate_jobs, integer) is
+  'Emits job.stalled of a job that took its worker with it too often: an event of the job, with the last worker''s name, and NOTIFY procjobs_events.';
+
 create or replace function procjobs.settle_crash(p_job public.procrastinate_jobs, p_result jsonb, p_delay interval)
 returns text
 language plpgsql
@@ -231,6 +246,9 @@ begin
   if v_crashes >= 3 or procjobs.cancel_is_wanted(p_job) then
     perform procjobs.note_attempt(p_job, 'crashed', p_result, null);
     perform procjobs.bury_job(p_job, p_job.attempts, v_crashes);
+    if v_crashes >= 3 then
+      perform procjobs.note_stalled(p_job, v_crashes);
+    end if;
     return 'failed';
   end if;
 
@@ -243,7 +261,7 @@ begin
 end
 $$;
 comment on function procjobs.settle_crash(public.procrastinate_jobs, jsonb, interval) is
-  'A run ended because its process died: it waits p_delay (doubled with each crash) and runs again; the third crash is the last. '
+  'A run ended because its process died: it waits p_delay (doubled with each crash) and runs again; the third crash is the last, and job.stalled. '
   'Spends no attempt of the task''s own policy.';
 
 create or replace function procjobs.settle_job(p_job public.procrastinate_jobs, p_result jsonb)

@@ -153,6 +153,44 @@ def test_the_third_crash_is_a_dead_letter_with_the_last_workers_name(fleet: Flee
     assert fleet.claim_ids(fleet.worker(), 10) == [behind]
 
 
+def test_the_third_crash_and_no_other_is_job_stalled(fleet: Fleet, sql: Sql) -> None:
+    """In events, actions, the timeline and by NOTIFY; where the job was at that time says that it failed."""
+    job = fleet.defer()
+    told: list[str] = []
+    sql.connection.add_notify_handler(lambda notice: told.append(notice.payload))
+    sql("listen procjobs_events")
+    for crash in range(1, 4):
+        worker = fleet.worker(name=f"victim {crash}")
+        sql("update procrastinate_jobs set scheduled_at = now() where id = %s", job)
+        sql("select procjobs.promote_due()")
+        assert fleet.claim_ids(worker) == [job]
+        fleet.die(worker)
+        assert rescue(fleet) == 1
+        sql("select 1")
+        assert told == ([f"job.stalled {job}"] if crash == 3 else [])
+    assert sql("select job_id, action, actor, detail from procjobs.actions where action = 'job.stalled'") == [
+        (job, "job.stalled", "procjobs", {"worker": "victim 3", "worker_id": worker, "crashes": 3})
+    ]
+    timeline = sql("select event, detail from procjobs.job_timeline(%s)", job)
+    assert [event for event, _ in timeline].count("job.stalled") == 1
+    assert "worker victim 3" in dict(timeline)["job.stalled"]
+    assert sql("select state from procjobs.jobs_as_of(clock_timestamp())") == [("failed",)]
+
+
+def test_a_dead_letter_for_another_reason_is_not_stalled(fleet: Fleet, sql: Sql) -> None:
+    fleet.policy(max_attempts=1)
+    fleet.defer()
+    (failing,) = fleet.claim(fleet.worker())
+    assert fleet.settle(failing, "failed") == "failed"
+    cancelled = fleet.defer()
+    worker = fleet.worker()
+    assert fleet.claim_ids(worker) == [cancelled]
+    sql("select procjobs.cancel(%s)", cancelled)
+    fleet.die(worker)
+    assert rescue(fleet) == 1
+    assert sql("select action from procjobs.actions where action = 'job.stalled'") == []
+
+
 def test_a_crash_of_a_job_that_was_to_be_cancelled_is_final(fleet: Fleet, sql: Sql) -> None:
     job = fleet.defer()
     worker = fleet.worker()

@@ -274,6 +274,7 @@ def test_the_third_crash_is_the_last(fleet: Fleet, sql: Sql) -> None:
     assert results == ["retrying", "retrying", "failed"]
     assert sql("select status::text, pj_crashes, attempts from procrastinate_jobs") == [("failed", 3, 0)]
     assert fleet.runs(job) == ["crashed"] * 3
+    assert sql("select action from procjobs.actions") == [("job.stalled",)]
 
 
 # -- superseded ----------------------------------------------------------------------------------------------------
