@@ -208,17 +208,17 @@ declare
 begin
   select k.queueing_lock, k.unique_key into v_queueing_lock, v_unique_key
   from (
-    select j.queueing_lock, j.pj_unique_key as unique_key from public.procrastinate_jobs j where j.id = p_job_id
+    select j.queueing_lock, coalesce(j.pj_unique_key, j.pj_waiting_key) as unique_key from public.procrastinate_jobs j where j.id = p_job_id
     union all
-    select h.queueing_lock, h.unique_key from procjobs.job_history h where h.id = p_job_id
+    select h.queueing_lock, coalesce(h.unique_key, h.waiting_key) from procjobs.job_history h where h.id = p_job_id
   ) k
   limit 1;
 
   perform procjobs.raise_fault(procjobs.waiting_job_fault(v_queueing_lock));
   select j.id into v_other
   from public.procrastinate_jobs j
-  where j.pj_unique_key = v_unique_key
-    and j.status in ('todo', 'doing');
+  where j.pj_unique_key = v_unique_key and j.status in ('todo', 'doing')
+     or j.pj_waiting_key = v_unique_key and j.status = 'todo';
   raise exception 'job % cannot wait again: another job has its unique key', p_job_id
     using errcode = 'PJ008',
           detail = format('job %s has the unique key %s', coalesce(v_other::text, 'that ended just now'), quote_nullable(v_unique_key)),

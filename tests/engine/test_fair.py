@@ -176,6 +176,40 @@ def test_a_claim_does_not_wait_for_the_turn_of_another(fleet: Fleet, worker: int
         assert len(fleet.claim(worker)) == 1
 
 
+# -- fair, with limits -----------------------------------------------------------------------------------------------
+
+
+def test_a_limit_of_a_fair_queue_holds_and_its_first_places_go_round(fleet: Fleet, worker: int, sql: Sql) -> None:
+    sql("select procjobs.set_queue('default', fair => true)")
+    sql("select procjobs.set_limit('l', queue => 'default', max_running => 3)")
+    defer_for(fleet, "big", 30)
+    for tenant in ("mid", "tiny"):
+        defer_for(fleet, tenant, 3)
+    order = []
+    running = fleet.claim(worker, 10)
+    while running:
+        assert len(running) <= 3 and fleet.claim(worker, 10) == []
+        whose = dict(sql("select id, pj_tenant from procrastinate_jobs where status = 'doing'"))
+        order.append(sorted(whose[claim.id] for claim in running))
+        fleet.finish(*running)
+        running = fleet.claim(worker, 10)
+    assert sum(map(len, order)) == 36
+    assert order[0] == ["big", "mid", "tiny"]
+
+
+def test_a_tenant_at_its_limit_in_a_fair_queue_hides_nobody(fleet: Fleet, worker: int, sql: Sql) -> None:
+    sql("select procjobs.set_queue('default', fair => true)")
+    sql("select procjobs.set_limit('l', queue => 'default', key => 'tenant', max_running => 2)")
+    defer_for(fleet, "a", 500)
+    defer_for(fleet, "b", 5)
+    defer_for(fleet, None, 4)
+    assert Counter(tenants(fleet, worker, 20)) == {"a": 2, "b": 2, None: 4}
+    assert fleet.claim(worker, 20) == []
+    job = sql.one("select min(id) from procrastinate_jobs where status = 'doing' and pj_tenant = 'b'")
+    sql("update procrastinate_jobs set status = 'failed' where id = %s", job)
+    assert tenants(fleet, worker, 20) == ["b"]
+
+
 # -- ageing ----------------------------------------------------------------------------------------------------------
 
 

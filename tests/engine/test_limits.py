@@ -358,6 +358,27 @@ def test_no_more_start_within_the_period_and_the_next_when_it_is_over(fleet: Fle
         assert fleet.claim_ids(worker, 5) == [jobs[3]]
 
 
+def test_what_exceeds_a_rate_is_dropped_and_recorded_and_the_next_period_starts_anew(fleet: Fleet, sql: Sql) -> None:
+    limit(fleet, "slow", rate=2, per="1 minute", on_excess="drop")
+    worker = fleet.worker(lease=86400)
+    with fleet.at("2031-05-01 12:00:00+00"):
+        jobs = [fleet.defer() for _ in range(5)]
+        assert fleet.claim_ids(worker, 5) == jobs[:2]
+    dropped = "select id, status::text, note from procjobs.job_history order by id"
+    assert sql(dropped) == [(job, "cancelled", "dropped: limit slow was reached") for job in jobs[2:]]
+    assert sql("select id from procrastinate_jobs where status = 'todo'") == []
+    assert sql("select * from procjobs.limit_grants") == []
+    with fleet.at("2031-05-01 12:00:59+00"):
+        late = fleet.defer()
+        assert fleet.claim(worker, 5) == []
+    assert sql.one("select status::text from procjobs.job_history where id = %s", late) == "cancelled"
+    with fleet.at("2031-05-01 12:01:00.1+00"):
+        more = [fleet.defer() for _ in range(3)]
+        assert fleet.claim_ids(worker, 5) == more[:2]
+    timeline = [event for (event,) in sql("select event from procjobs.job_timeline(%s)", jobs[4])]
+    assert timeline[0] == "enqueued" and timeline[-1] == "cancelled" and "started" not in timeline
+
+
 def test_in_no_span_of_the_period_start_more_whatever_the_moments_of_the_claims(fleet: Fleet, sql: Sql) -> None:
     limit(fleet, rate=5, per="1 second")
     fleet.defer_many(200)

@@ -335,6 +335,50 @@ def test_debounce_of_a_job_that_waits_for_a_retry_begins_anew(sql: Sql, now: Now
     assert sql("select attempts, scheduled_at = '2030-01-01 13:01Z' from procjobs.jobs") == [(0, True)]
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "select procjobs.debounce('index', 'k', '1 min', '{\"n\": %s}')",
+        "select procjobs.defer('index', '{\"n\": %s}', unique_key => 'k', unique_while => 'waiting')",
+    ],
+    ids=["debounce", "while waiting"],
+)
+@pytest.mark.parametrize("end", ["failed", "crashed"])
+def test_a_run_whose_key_a_newer_job_waits_with_is_superseded_and_tells_so(
+    sql: Sql, now: Now, worker: Make, register: Any, refused: Refused, call: str, end: str
+) -> None:
+    register("index", None, max_attempts=3, backoff_base=0, backoff_jitter=False)
+    mine = worker("index")
+    now("2030-01-01 12:00Z")
+    old = sql.one(call.replace("%s", "1"))
+    now("2030-01-01 12:02Z")
+    sql("select procjobs.promote_due()")
+    assert mine.claim() == [old]
+    now("2030-01-01 12:03Z")
+    new = sql.one(call.replace("%s", "2"))
+    assert new != old
+    now("2030-01-01 12:04Z")
+    assert mine.fail(old, outcome=end) == "superseded"
+
+    state, note, key = sql("select state, note, unique_key from procjobs.jobs where id = %s", old)[0]
+    assert (state, note) == ("cancelled", f"superseded: job {new} waits with the same queueing lock or key")
+    assert key and sql.one("select waiting_key is not null from procjobs.job_history where id = %s", old)
+    assert sql("select outcome, attempt, error_class, retry_at from procjobs.attempts") == [
+        ("superseded", 1, "ValueError", None)
+    ]
+    timeline = sql("select event, detail from procjobs.job_timeline(%s)", old)
+    assert [event for event, _ in timeline if event != "due"] == ["enqueued", "started", "superseded", "cancelled"]
+    assert f"job {new} waits" in timeline[-1][1]
+    assert sql("select state from procjobs.jobs_as_of('2030-01-01 12:03:30Z') where id = %s", old) == [("running",)]
+    assert sql("select state from procjobs.jobs_as_of('2030-01-01 12:05Z') where id = %s", old) == [("cancelled",)]
+    # The newer one does the work, and the old one does not come back beside it.
+    assert f"job {new} has the unique key '" in refused("PJ008", "select procjobs.retry(%s)", old).message_detail
+    now("2030-01-01 12:06Z")
+    sql("select procjobs.promote_due()")
+    assert mine.claim() == [new]
+    assert sql.one("select args ->> 'n' from procjobs.jobs where id = %s", new) == "2"
+
+
 def test_keys_of_other_tasks_are_other_keys(sql: Sql) -> None:
     first = sql.one("select procjobs.debounce('noop', 'k', '1 minute')")
     assert sql.one("""select procjobs.debounce('send', 'k', '1 minute', '{"to": "ann"}')""") != first
