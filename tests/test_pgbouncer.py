@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -22,6 +23,7 @@ from procjobs.db import Database, Link, SyncLink, Target, connect, connect_sync
 from procjobs.migrate import check, migrate
 from procjobs.settings import Settings
 from tests.conftest import Databases, Sql, _numbers
+from tests.engine.fleet import Fleet
 
 BINARY = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 pytestmark = pytest.mark.skipif(BINARY is None, reason="pgbouncer is not installed: apt-get install pgbouncer")
@@ -35,7 +37,7 @@ listen_port = {listen}
 unix_socket_dir =
 auth_type = any
 pool_mode = transaction
-default_pool_size = 3
+default_pool_size = {size}
 max_client_conn = 200
 client_login_timeout = 10
 """
@@ -47,15 +49,17 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def pooler(folder: Path, dsn: str) -> Iterator[Callable[[str], str]]:
-    """A running PgBouncer; `pooler(dsn)` is the way through it to the same database."""
+def pooler(folder: Path, dsn: str, request: pytest.FixtureRequest) -> Iterator[Callable[[str], str]]:
+    """A running PgBouncer of three server connections, or as many as it is parametrized with; `pooler(dsn)` is the way
+    through it to the same database."""
+    size = getattr(request, "param", 3)
     parts = urlsplit(dsn)
     where = {key: value for key, (value, *_) in parse_qs(parts.query).items()}
     place = folder / f"bouncer{next(_numbers)}"
     place.mkdir()
     place.chmod(0o755)
     port = free_port()
-    config = CONFIG.format(host=where["host"], port=where["port"], user=parts.username, listen=port)
+    config = CONFIG.format(host=where["host"], port=where["port"], user=parts.username, listen=port, size=size)
     (place / "pgbouncer.ini").write_text(config)
     (place / "pgbouncer.ini").chmod(0o644)
     assert BINARY is not None
@@ -248,3 +252,133 @@ async def test_sql_jobs_go_past_the_pooler_or_say_so(through: str, dsn: str, sql
         async with app.open_async():
             await app.run_worker_async(wait=False, install_signal_handlers=False)
         assert sql("select status, error_class from procjobs.job_outcome(%s)", job) == [outcome]
+
+
+class Crew:
+    """Two workers through the pooler, whose tasks write down when they run."""
+
+    def __init__(self, through: str, dsn: str) -> None:
+        self.runs: list[tuple[str, int, int, float, float]] = []
+        self.apps = [self._app(number, through, dsn) for number in range(2)]
+
+    def _app(self, number: int, through: str, dsn: str) -> App:
+        app = App(through, listen_dsn=dsn)
+
+        def task(name: str, queue: str, seconds: float) -> None:
+            @app.task(name=name, queue=queue, pass_context=True)
+            async def run(context: Any) -> None:
+                began = time.monotonic()
+                await asyncio.sleep(seconds)
+                self.runs.append((name, context.job.id, number, began, time.monotonic()))
+
+        task("plain", "plain", 0)
+        task("locked", "judged", 0.005)
+        task("limited", "judged", 0.005)
+        return app
+
+    def spans(self, name: str) -> list[tuple[int, float, float]]:
+        return [(job, began, ended) for task, job, _, began, ended in self.runs if task == name]
+
+
+def most_at_once(spans: list[tuple[int, float, float]]) -> int:
+    """How many of them overlapped at most."""
+    edges = sorted([(began, 1) for _, began, _ in spans] + [(ended, -1) for _, _, ended in spans])
+    return max(accumulate(step for _, step in edges))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pooler", [2], indirect=True)
+async def test_two_workers_on_two_connections_keep_order_limits_and_speed(
+    through: str, dsn: str, sql: Sql, eventually: Callable[..., Any]
+) -> None:
+    """The claim's hints are settings of sessions, and these are anybody's: what one remembered the other finds."""
+    crew = Crew(through, dsn)
+    for app in crew.apps:
+        async with app.open_async():
+            await app.run_worker_async(wait=False, install_signal_handlers=False)  # registers its tasks
+    sql("select procjobs.set_limit('three', task => 'limited', max_running => 3)")
+    insert = "insert into procrastinate_jobs (task_name, queue_name, priority, args, lock, scheduled_at) "
+    late = sql.one(insert + "values ('plain', 'plain', 0, '{}', null, now() + interval '1 day') returning id")
+    sql(insert + "select 'plain', 'plain', 0, '{}', null, null from generate_series(1, 12000)")
+    sql(insert + "select 'locked', 'judged', 0, '{}', 'lock ' || n % 3, null from generate_series(1, 150) n")
+    sql(insert + "select 'limited', 'judged', 0, '{}', null, null from generate_series(1, 150)")
+    sql("vacuum analyze procrastinate_jobs")
+    ended = "select count(*) from procjobs.job_history where task_name = 'plain'"
+    settings = (
+        "select pg_backend_pid(), current_setting('procjobs.front', true), current_setting('procjobs.judging', true)"
+    )
+    seen: set[tuple[int, str | None, str | None]] = set()
+
+    # While a transaction stays open, index entries of claimed jobs stay too, and claims remember the front behind them.
+    with psycopg.connect(dsn) as report, psycopg.connect(through, autocommit=True, prepare_threshold=None) as stranger:
+        report.execute("set transaction isolation level repeatable read")
+        report.execute("select count(*) from procrastinate_jobs")
+        async with (
+            crew.apps[0].open_async(),
+            crew.apps[1].open_async(),
+            working(crew.apps[0], concurrency=3),
+            working(crew.apps[1], concurrency=3),
+        ):
+
+            def gone_so_far(least: int) -> bool:
+                seen.update(stranger.execute(settings).fetchall())
+                return bool(sql.one(ended) >= least)
+
+            await eventually(lambda: gone_so_far(4000), 60)
+            sql("select procjobs.edit_job(%s, scheduled_at => now())", late)
+            asked_at = sql.one("select clock_timestamp()")
+            urgent = sql.one("select procjobs.defer('plain', priority => 9)")
+            await eventually(lambda: gone_so_far(12002), 60)
+            await eventually(lambda: sql.one("select count(*) from procjobs.job_history") == 12302, 60)
+
+    jobs = [job for _, job, *_ in crew.runs]
+    assert len(jobs) == len(set(jobs)) == 12302, "each ran, and once"
+    assert sql.one("select count(*) from procjobs.attempts") == 0
+    assert {number for *_, number, _, _ in crew.runs} == {0, 1}, "both worked"
+    assert len({pid for pid, *_ in seen}) <= 2 and any(front for _, front, _ in seen), "hints that a stranger meets"
+
+    locks = dict(sql("select id, lock from procjobs.job_history where lock is not null"))
+    for lock in set(locks.values()):
+        spans = sorted((began, ended, job) for job, began, ended in crew.spans("locked") if locks[job] == lock)
+        assert all(one[1] <= two[0] and one[2] < two[2] for one, two in pairwise(spans)), "one at a time, in order"
+    assert most_at_once(crew.spans("limited")) <= 3
+
+    started = dict(
+        sql("select id, extract(epoch from started_at)::float from procjobs.job_history where queue_name = 'plain'")
+    )
+    asked, last = asked_at.timestamp(), max(started.values())
+    # Before the front: within the second for which it is remembered. Of a higher priority: with the next claim.
+    assert started[late] - asked < 2 and started[late] < last
+    assert started[urgent] - asked < 1 and started[urgent] < last
+    given_back = {job for (job,) in sql("select id from procjobs.job_history where lease > 1")}
+    earliest = float("inf")
+    for job in sorted(started.keys() - given_back - {late, urgent}, reverse=True):
+        assert started[job] - earliest < 2, "no job waits longer than that while later ones start"
+        earliest = min(earliest, started[job])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pooler", [2], indirect=True)
+def test_claims_on_two_connections_keep_their_speed_while_a_transaction_stays_open(
+    through: str, dsn: str, sql: Sql
+) -> None:
+    """Whichever connection a claim gets, it begins at the front that somebody's claim remembered there."""
+    passed = "select idx_tup_read from pg_stat_user_indexes where indexrelname = 'pj_jobs_ready'"
+    fleets = [Fleet(Sql(through)) for _ in range(2)]
+    for fleet in fleets:
+        fleet.sql.connection.prepare_threshold = None
+    workers = [fleet.worker() for fleet in fleets]
+    fleets[0].defer_many(15_000)
+    sql("vacuum analyze procrastinate_jobs")
+    order: list[int] = []
+    with psycopg.connect(dsn) as report:
+        report.execute("set transaction isolation level repeatable read")
+        report.execute("select count(*) from procrastinate_jobs")
+        while any(found := [fleet.claim_ids(worker, 50) for fleet, worker in zip(fleets, workers, strict=True)]):
+            order += [job for ids in found for job in ids]
+    for fleet in fleets:
+        fleet.sql.connection.close()
+    assert order == sorted(order) and len(set(order)) == 15_000
+    sql("select pg_stat_clear_snapshot()")
+    # A million; three hundred claims that pass all who were claimed before them pass nearly three.
+    assert sql.one(passed) < 1_900_000
