@@ -120,7 +120,7 @@ begin
     }'),
     ('procjobs_producer', '{find_subscription, unsubscribe, resubscribe}'),
     ('procjobs_reader', '{list_suppressed_addresses}'),
-    ('procjobs_reader', '{list_setting_changes, list_jobs_as_of, job_waits, job_values, kept_since}'),
+    ('procjobs_reader', '{list_setting_changes, list_jobs_as_of, values_before_edits, kept_since}'),
     ('procjobs_admin', '{suppress_address, unsuppress_address}'),
     ('procjobs_worker', '{create_payment_reminders, create_event_reminders}'),
     ('procjobs_reader', '{list_reminders, list_reminder_steps}'),

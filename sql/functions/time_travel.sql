@@ -2,8 +2,9 @@
 -- Owns:        nothing; reads the views, with the caller's own rights.
 -- Lock order:  none.
 
+drop function if exists procjobs.job_transitions(bigint, text, text, timestamptz);
 create or replace function procjobs.job_transitions(p_job_id bigint, p_queue text, p_task text, p_until timestamptz)
-returns table (job_id bigint, at timestamptz, rank integer, state text, run integer)
+returns table (job_id bigint, at timestamptz, rank integer, state text, run integer, waits boolean, due timestamptz)
 language sql
 stable
 set search_path = pg_catalog, pg_temp
@@ -13,9 +14,8 @@ as $$
     from procjobs.jobs j
     where j.created_at <= p_until
       and (p_job_id is null or j.id = p_job_id)
-      and (p_queue is null or j.queue = p_queue or exists (
-        select from procjobs.actions a
-        where a.job_id = j.id and a.action = 'edited' and a.detail -> 'before' ->> 'queue_name' = p_queue))
+      and (p_queue is null or j.queue = p_queue or j.id in (
+        select a.job_id from procjobs.actions a where a.action = 'edited' and a.detail -> 'before' ->> 'queue_name' = p_queue))
       and (p_task is null or j.task = p_task)
   ),
   run as materialized (
@@ -29,22 +29,55 @@ as $$
     join job j on j.id = a.job_id
     where a.action in ('cancelled', 'retried', 'redriven')
   ),
+  edit as materialized (
+    select
+      a.job_id, a.at, (a.detail -> 'before' ->> 'scheduled_at')::timestamptz as was,
+      (a.detail -> 'after' ->> 'scheduled_at')::timestamptz as due
+    from procjobs.actions a
+    join job j on j.id = a.job_id
+    where a.action = 'edited'
+      and a.detail -> 'after' ? 'scheduled_at'
+  ),
+  first_edit as (
+    select distinct on (e.job_id) e.job_id, e.at, e.was from edit e order by e.job_id, e.at
+  ),
+  again as (
+    select g.job_id, min(g.at) as at
+    from (
+      select r.job_id, r.finished_at from run r
+      union all
+      select a.job_id, a.at from act a
+    ) g(job_id, at)
+    group by g.job_id
+  ),
+  -- The moments a job was to wait for, and since when: from its birth (rank 0), after a run (3), as it was edited (4).
   wait as materialized (
-    select w.* from job j cross join lateral procjobs.job_waits(j.id, j.created_at, j.scheduled_at) w
+    -- The first: what the first edit found, else the present one, unless that is of a later wait.
+    select j.id as job_id, 0 as rank, j.created_at as since, case
+        when f.at <= coalesce(g.at, 'infinity') then f.was
+        when g.at is null or g.at > j.scheduled_at then j.scheduled_at
+      end as due
+    from job j
+    left join first_edit f on f.job_id = j.id
+    left join again g on g.job_id = j.id
+    union all
+    select r.job_id, 3, r.finished_at, r.retry_at from run r where r.retry_at > r.finished_at
+    union all
+    select e.job_id, 4, e.at, e.due from edit e
   )
   -- Each wait for a moment: until then, or until it was edited to another.
-  select w.job_id, w.since, w.rank, case when w.due > w.since then 'scheduled' else 'waiting' end, null::integer
+  select w.job_id, w.since, w.rank, case when w.due > w.since then 'scheduled' else 'waiting' end, null::integer, true, w.due
   from wait w
   where w.rank in (0, 4)
   union all
-  select w.job_id, w.due, 1, 'waiting', null
+  select w.job_id, w.due, 1, 'waiting', null, false, null
   from wait w
   join job j on j.id = w.job_id
   where w.due > w.since
-    and not exists (select from wait e where e.job_id = w.job_id and e.rank = 4 and e.since > w.since and e.since < w.due)
+    and not exists (select from edit e where e.job_id = w.job_id and e.at > w.since and e.at < w.due)
     and (w.rank <> 0 or j.started_at is null or w.due <= j.started_at or j.status = 'todo')
   union all
-  select r.job_id, r.started_at, 2, 'running', r.attempt from run r
+  select r.job_id, r.started_at, 2, 'running', r.attempt, false, null from run r
   union all
   select r.job_id, r.finished_at, 3, case
       when r.retry_at is not null and r.retry_at > r.finished_at then 'scheduled'
@@ -53,75 +86,36 @@ as $$
       when r.outcome = 'cancelled' then 'aborted'
       when r.outcome = 'succeeded' then 'succeeded'
       else 'cancelled'
-    end, r.attempt
+    end, r.attempt, coalesce(r.retry_at > r.finished_at, false), r.retry_at
   from run r
   union all
-  select j.id, j.started_at, 2, 'running', case when j.status = 'doing' then j.attempts + 1 else j.attempts end
+  select j.id, j.started_at, 2, 'running', case when j.status = 'doing' then j.attempts + 1 else j.attempts end, false, null
   from job j
   where j.started_at is not null
     and not exists (select from run r where r.job_id = j.id and r.started_at = j.started_at)
   union all
-  select j.id, j.finished_at, 5, j.status::text, j.attempts from job j where j.finished_at is not null
+  select j.id, j.finished_at, 5, j.status::text, j.attempts, false, null from job j where j.finished_at is not null
   union all
-  select a.job_id, a.at, 4, case when a.action = 'cancelled' then 'cancelled' else 'waiting' end, null
+  select a.job_id, a.at, 4, case when a.action = 'cancelled' then 'cancelled' else 'waiting' end, null, false, null
   from act a
 $$;
 comment on function procjobs.job_transitions(bigint, text, text, timestamptz) is
-  'The steps of jobs from state to state, as far as the kept facts tell: of one job, a queue (or what was in it before an edit), a task, or all.';
+  'The steps of jobs from state to state, as far as the kept facts tell: of one job, a queue (or what was in it before an edit), a task, or all. '
+  'waits: since then it waits for the moment due, if there is one.';
 
-create or replace function procjobs.job_waits(p_job_id bigint, p_created_at timestamptz, p_scheduled_at timestamptz)
-returns table (job_id bigint, rank integer, since timestamptz, due timestamptz)
-language sql
-stable
-rows 2
-set search_path = pg_catalog, pg_temp
-as $$
-  with edit as (
-    select a.at, (a.detail -> 'before' ->> 'scheduled_at')::timestamptz as was, (a.detail -> 'after' ->> 'scheduled_at')::timestamptz as due
-    from procjobs.actions a
-    where a.job_id = p_job_id
-      and a.action = 'edited'
-      and a.detail -> 'after' ? 'scheduled_at'
-  ),
-  run as (
-    select r.finished_at, r.retry_at from procjobs.attempts r where r.job_id = p_job_id
-  ),
-  again as (
-    select min(g.at) as at
-    from (
-      select r.finished_at from run r
-      union all
-      select a.at from procjobs.actions a where a.job_id = p_job_id and a.action in ('cancelled', 'retried', 'redriven')
-    ) g(at)
-  ),
-  first_edit as (
-    select e.was, e.at from edit e order by e.at limit 1
-  )
-  -- The first moment it was to wait for: what the first edit found, else the present one, unless that is of a later wait.
-  select p_job_id, 0, p_created_at, case
-      when f.at <= coalesce(again.at, 'infinity') then f.was
-      when again.at is null or again.at > p_scheduled_at then p_scheduled_at
-    end
-  from again
-  left join first_edit f on true
-  union all
-  select p_job_id, 3, r.finished_at, r.retry_at from run r where r.retry_at > r.finished_at
-  union all
-  select p_job_id, 4, e.at, e.due from edit e
-$$;
-comment on function procjobs.job_waits(bigint, timestamptz, timestamptz) is
-  'The moments a job was to wait for, and since when: from its birth (rank 0), after a run (3), as it was edited (4).';
-
-create or replace function procjobs.job_values(p_job_id bigint, p_at timestamptz)
-returns jsonb
+drop function if exists procjobs.job_waits(bigint, timestamptz, timestamptz);
+drop function if exists procjobs.job_values(bigint, timestamptz);
+create or replace function procjobs.values_before_edits(p_at timestamptz)
+returns table (job_id bigint, was jsonb)
 language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
   -- Of each value that was edited since, what the first such edit found. One that is not in `before` was null.
-  select jsonb_object_agg(v.name, v.was)
+  select v.job_id, jsonb_object_agg(v.name, v.was)
   from (
-    select distinct on (n.name) n.name, case n.name when 'args' then a.detail -> 'args_before' else a.detail -> 'before' -> n.name end as was
+    select distinct on (a.job_id, n.name)
+      a.job_id, n.name, case n.name when 'args' then a.detail -> 'args_before' else a.detail -> 'before' -> n.name end as was
     from procjobs.actions a
     cross join lateral (
       select jsonb_object_keys(a.detail -> 'before')
@@ -130,14 +124,14 @@ as $$
       union
       select 'args' where a.detail ? 'args_after'
     ) n(name)
-    where a.job_id = p_job_id
-      and a.action = 'edited'
+    where a.action = 'edited'
       and a.at > p_at
-    order by n.name, a.at, a.id
+    order by a.job_id, n.name, a.at, a.id
   ) v
+  group by v.job_id
 $$;
-comment on function procjobs.job_values(bigint, timestamptz) is
-  'What a job was before edits after a moment, by the names of edits: {"priority": 0, "queue_name": "mail"}. Null: nothing was edited since. Arguments only for procjobs_admin.';
+comment on function procjobs.values_before_edits(timestamptz) is
+  'What jobs were that were edited after a moment, by the names of edits: {"priority": 0, "queue_name": "mail"}. Arguments only for procjobs_admin.';
 
 create or replace function procjobs.kept_since(p_queue text, p_task text)
 returns timestamptz
@@ -184,28 +178,33 @@ begin
   end if;
 
   return query
-  with step as (
-    select distinct on (t.job_id) t.job_id, t.state, t.at, t.run
+  with step as materialized (
+    select t.*
     from procjobs.job_transitions(null, jobs_as_of.queue, jobs_as_of.task, jobs_as_of.at) t
     where t.at <= jobs_as_of.at
+  ),
+  last as (
+    select distinct on (t.job_id) t.job_id, t.state, t.at, t.run
+    from step t
+    order by t.job_id, t.at desc, t.rank desc
+  ),
+  wait as (
+    select distinct on (t.job_id) t.job_id, t.due
+    from step t
+    where t.waits
     order by t.job_id, t.at desc, t.rank desc
   )
-  select s.job_id, s.state, s.at, s.run, f.queue_name, j.task,
-    case when w.was ? 'priority' then (w.was ->> 'priority')::integer else j.priority end,
-    case when w.was ? 'lock' then w.was ->> 'lock' else j.lock end,
-    case when w.was ? 'tags' then (select array_agg(t) from jsonb_array_elements_text(nullif(w.was -> 'tags', 'null')) t) else j.tags end,
-    (
-      select d.due
-      from procjobs.job_waits(j.id, j.created_at, j.scheduled_at) d
-      where d.since <= jobs_as_of.at
-      order by d.since desc, d.rank desc
-      limit 1
-    ),
-    case when w.was ? 'args' then w.was -> 'args' else j.args end
-  from step s
-  join procjobs.jobs j on j.id = s.job_id
-  cross join lateral (select procjobs.job_values(j.id, jobs_as_of.at) as was offset 0) w
-  cross join lateral (select case when w.was ? 'queue_name' then w.was ->> 'queue_name' else j.queue end as queue_name) f
+  select l.job_id, l.state, l.at, l.run, f.queue_name, j.task,
+    case when e.was ? 'priority' then (e.was ->> 'priority')::integer else j.priority end,
+    case when e.was ? 'lock' then e.was ->> 'lock' else j.lock end,
+    case when e.was ? 'tags' then (select array_agg(t) from jsonb_array_elements_text(nullif(e.was -> 'tags', 'null')) t) else j.tags end,
+    w.due,
+    case when e.was ? 'args' then e.was -> 'args' else j.args end
+  from last l
+  join procjobs.jobs j on j.id = l.job_id
+  left join wait w on w.job_id = l.job_id
+  left join procjobs.values_before_edits(jobs_as_of.at) e on e.job_id = l.job_id
+  cross join lateral (select case when e.was ? 'queue_name' then e.was ->> 'queue_name' else j.queue end as queue_name) f
   where jobs_as_of.queue is null
      or f.queue_name = jobs_as_of.queue;
 end
