@@ -125,6 +125,8 @@ begin
     ('procjobs_worker', '{create_payment_reminders, create_event_reminders}'),
     ('procjobs_reader', '{list_reminders, list_reminder_steps}'),
     ('procjobs_admin', '{set_reminder_step, drop_reminder_step, create_payment_reminders, create_event_reminders}'),
+    ('procjobs_worker', '{tell_alerts}'),
+    ('procjobs_admin', '{set_alert_recipient, drop_alert_recipient, tell_alerts, alert_kinds}'),
     ('procjobs_worker', '{tables_to_vacuum, note_vacuum, unreferenced_files}'),
     ('procjobs_producer', '{create_invite, create_invites, resend_invite, revoke_invite, peek_invite, accept_invite, invite_register_url}'),
     ('procjobs_worker', '{keep_letter_secret, process_pending_invites, expire_invites, send_invite}'),
@@ -160,7 +162,8 @@ begin
     ('procjobs_admin', '{digest_schedules, digest_runs, notification_email_queue}'),
     ('procjobs_reader', '{invites}'),
     ('procjobs_reader', '{reminders, reminder_steps}'),
-    ('procjobs_admin', '{payment_reminders, event_reminders}')
+    ('procjobs_admin', '{payment_reminders, event_reminders}'),
+    ('procjobs_admin', '{alert_recipient_list, alert_letters}')
   loop
     continue when to_regrole(v_role) is null;
     for v_object in

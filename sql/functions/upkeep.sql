@@ -125,6 +125,8 @@ begin
     perform procjobs.run_chore('forget_effects', interval '1 hour');
     perform procjobs.run_chore('watch_clocks', interval '30 seconds');
     perform procjobs.run_chore('watch_processes', interval '5 seconds');
+    -- After those that watch: what they found goes out with their own transaction.
+    perform procjobs.run_chore('tell_alerts', interval '2 seconds');
     -- Last: it may hold a lock on the whole history, until this ends.
     perform procjobs.run_chore('run_retention', interval '1 minute');
   end if;

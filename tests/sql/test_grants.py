@@ -134,9 +134,14 @@ REMINDERS = {
         "set_reminder_step", "drop_reminder_step", "create_payment_reminders", "create_event_reminders",
     },
 }  # fmt: skip
-MAY_EXECUTE = {
-    role: functions | DIGESTS[role] | INVITATIONS[role] | REMINDERS[role] for role, functions in MAY_EXECUTE.items()
+ALERTS = {
+    "procjobs_producer": set(),
+    "procjobs_worker": {"tell_alerts"},
+    "procjobs_reader": set(),
+    "procjobs_admin": {"set_alert_recipient", "drop_alert_recipient", "tell_alerts", "alert_kinds"},
 }
+PACKS = (DIGESTS, INVITATIONS, REMINDERS, ALERTS)
+MAY_EXECUTE = {role: functions.union(*(pack[role] for pack in PACKS)) for role, functions in MAY_EXECUTE.items()}
 
 #: (role, relation) -> privileges
 MAY_USE = {
@@ -181,6 +186,7 @@ MAY_USE = {
     ("procjobs_reader", "invites"): {"SELECT"},
     **{("procjobs_reader", relation): {"SELECT"} for relation in ("reminders", "reminder_steps")},
     **{("procjobs_admin", table): {"SELECT"} for table in ("payment_reminders", "event_reminders")},
+    **{("procjobs_admin", relation): {"SELECT"} for relation in ("alert_recipient_list", "alert_letters")},
     **{("procjobs_admin", table): {"SELECT"} for table in ("notification_jobs", "notification_delivery_logs")},
     **{("procjobs_admin", table): {"SELECT"} for table in ("unresolved_deliveries", "delivery_policies", "effects")},
     **{

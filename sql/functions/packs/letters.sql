@@ -29,6 +29,18 @@ $$;
 comment on function procjobs.letter_templates() is
   'Templates that a letter can be written with: each is a pair of files in templates/mail.';
 
+create or replace function procjobs.mail_address_problem(p_address text)
+returns text
+language sql
+immutable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+  select format('address %s is not an e-mail address', quote_literal(p_address))
+  where p_address !~ '^[^[:space:]@<>"(),:;\[\]\\[:cntrl:]]+@[^[:space:]@<>"(),:;\[\]\\[:cntrl:]]+$' or length(p_address) > 320
+$$;
+comment on function procjobs.mail_address_problem(text) is 'Why this is no e-mail address; null if it may be one, or is null.';
+
 create or replace function procjobs.letter_problems(
   p_template text,
   p_content jsonb,
@@ -49,8 +61,7 @@ as $$
     select 'one of recipient, person and address says who gets it'
     where num_nonnulls(p_recipient, p_person, p_address) <> 1
   ) || array(
-    select format('address %s is not an e-mail address', quote_literal(p_address))
-    where p_address !~ '^[^[:space:]@<>"(),:;\[\]\\[:cntrl:]]+@[^[:space:]@<>"(),:;\[\]\\[:cntrl:]]+$' or length(p_address) > 320
+    select procjobs.mail_address_problem(p_address) where procjobs.mail_address_problem(p_address) is not null
   ) || case
     when p_template = 'notification' then procjobs.content_problems(p_content, false)
     when procjobs.content_form_problem(p_content) is not null then array[procjobs.content_form_problem(p_content)]
