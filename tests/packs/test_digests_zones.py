@@ -5,6 +5,7 @@ from __future__ import annotations
 import calendar
 from collections import Counter
 from datetime import UTC, date, datetime, time, timedelta
+from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -18,10 +19,24 @@ ZONES = [
 TIMES = [time(0, 0), time(1, 30), time(2, 15), time(2, 30), time(23, 30), time(9, 0)]
 #: frequency, day of week, day of month; 30 and 31 are clamped in February and in months of thirty days.
 RHYTHMS = [("daily", None, None), ("weekly", 7, None), ("monthly", None, 31)]
-SPANS = [
-    pytest.param(datetime(2026, 3, 5, tzinfo=UTC), datetime(2026, 4, 28, tzinfo=UTC), id="spring"),
-    pytest.param(datetime(2026, 9, 25, tzinfo=UTC), datetime(2026, 11, 14, tzinfo=UTC), id="autumn"),
-]
+SPANS = {
+    "spring": (datetime(2026, 3, 5, tzinfo=UTC), datetime(2026, 4, 28, tzinfo=UTC)),
+    "autumn": (datetime(2026, 9, 1, tzinfo=UTC), datetime(2026, 11, 14, tzinfo=UTC)),
+}
+
+
+def test_every_change_of_clocks_of_the_year_lies_within_a_span() -> None:
+    hours = [datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=hour) for hour in range(365 * 24)]
+    changes = {
+        name: [
+            at for at, later in pairwise(hours) if at.astimezone(zone).utcoffset() != later.astimezone(zone).utcoffset()
+        ]
+        for name, zone in ((name, ZoneInfo(name)) for name in ZONES)
+    }
+    assert [name for name, found in changes.items() if len(found) != 2] == ["Asia/Kolkata", "Pacific/Apia", "UTC"]
+    margin = timedelta(days=3)  # before and after, so that the usual time is seen, too
+    for found in changes.values():
+        assert all(any(begin + margin < at < end - margin for begin, end in SPANS.values()) for at in found)
 
 
 def instant(day: date, at: time, zone: ZoneInfo) -> datetime:
@@ -59,7 +74,7 @@ def expected(begin: datetime, end: datetime) -> Counter[tuple[str, str, time, da
     return found
 
 
-@pytest.mark.parametrize(("begin", "end"), SPANS)
+@pytest.mark.parametrize(("begin", "end"), SPANS.values(), ids=SPANS)
 def test_each_recipient_gets_exactly_the_expected_ones(sql: Any, begin: datetime, end: datetime) -> None:
     wanted = expected(begin, end)
     instants = sorted({due for *_, due in wanted})
