@@ -27,6 +27,41 @@ _FLAGS = (
 )  # fmt: skip
 
 
+_KEYS = {"Tab": 9, "Enter": 13}
+
+#: Every piece of text whose contrast with what is behind it is under 4.5 to 1 (WCAG 2.1, AA), by the colours shown.
+FAINT = """
+(() => {
+  const parts = color => { const [r, g, b, a = 1] = color.match(/[\\d.]+/g).map(Number); return [r, g, b, a]; };
+  const over = (front, back) => [0, 1, 2].map(i => front[i] * front[3] + back[i] * (1 - front[3]));
+  const light = color => {
+    const [r, g, b] = color.map(c => c / 255).map(c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const paper = matchMedia("(prefers-color-scheme: dark)").matches
+    && /dark/.test(getComputedStyle(document.documentElement).colorScheme) ? [18, 18, 18] : [255, 255, 255];
+  const behind = element => {
+    const layers = [];
+    for (; element; element = element.parentElement) layers.push(parts(getComputedStyle(element).backgroundColor));
+    return layers.reverse().reduce((back, layer) => over(layer, back), paper);
+  };
+  const found = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    const text = walker.currentNode.data.trim();
+    if (!text || !element.getClientRects().length || element.closest(".preview, .bar, .gap")) continue;
+    const back = behind(element);
+    const [a, b] = [light(over(parts(getComputedStyle(element).color), back)), light(back)].sort((x, y) => y - x);
+    if ((a + 0.05) / (b + 0.05) < 4.5) found.push(text.slice(0, 40));
+  }
+  return found;
+})()
+"""
+#: The width of what does not fit beyond the window's.
+TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
 class Browser:
     """`async with Browser(folder) as browser`: one page, which `open` and `click` lead on.
 
@@ -132,6 +167,11 @@ class Browser:
         for kind in ("mousePressed", "mouseReleased"):
             await self._send("Input.dispatchMouseEvent", type=kind, x=where[0], y=where[1], button="left", clickCount=1)
         await asyncio.wait_for(self._loaded.wait(), self._timeout)
+
+    async def press(self, key: str) -> None:
+        """Press and let go a key: `Tab`, `Enter`."""
+        for kind in ("keyDown", "keyUp"):
+            await self._send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=_KEYS[key])
 
     async def shape(self, width: int, height: int, *, scale: float = 1.0, dark: bool = False) -> None:
         """The size of the window, and whether its user likes it dark."""

@@ -67,7 +67,7 @@ def create_app(settings: Settings, dsn: str, *, mailbox: str | Path | None = Non
             Mount("/static", StaticFiles(directory=_HERE / "static"), name="static"),
         ],
         middleware=[Middleware(SecurityHeaders)],
-        exception_handlers={HTTPException: pages.refused, Exception: pages.failed},
+        exception_handlers={HTTPException: public.refused, Exception: public.failed},
         lifespan=lifespan,
     )
     app.state.brand = Brand.of(settings)

@@ -9,13 +9,18 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from procjobs.letters import Brand, web_url
-from procjobs.web.pages import render
+from procjobs.web import pages
+from procjobs.web.guard import HEADERS
 
-__all__ = ["answer", "brand_css", "protection"]
+__all__ = ["answer", "brand_css", "failed", "protection", "refused"]
+
+#: Where links in mails lead; what goes wrong there is told to people who know nothing of procjobs.
+_OPEN = ("/invite", "/unsubscribe")
 
 
 def answer(request: Request, template: str, *, code: int, sender: str | None = None, **values: Any) -> Response:
@@ -24,7 +29,7 @@ def answer(request: Request, template: str, *, code: int, sender: str | None = N
     sender: whose page it looks like; None is the brand itself, with its logo.
     """
     brand: Brand = request.app.state.brand
-    page = render(
+    page = pages.render(
         request,
         template,
         code=code,
@@ -57,3 +62,36 @@ async def brand_css(request: Request) -> Response:
         f"@media (prefers-color-scheme: dark) {{ :root {{ --brand-link: {brand.dark_link}; }} }}\n"
     )
     return Response(sheet, media_type="text/css", headers={"cache-control": "public, max-age=3600"})
+
+
+async def refused(request: Request, error: Exception) -> Response:
+    """404 and its like: to people as a page like the others here, elsewhere as `pages.refused` says it."""
+    assert isinstance(error, HTTPException)
+    if not _is_open(request) or error.status_code != 404:
+        return await pages.refused(request, error)
+    return answer(
+        request,
+        "lost.html",
+        code=404,
+        title="This link does not work",
+        words="Perhaps it was cut off: copy the whole link from the mail, or press the button there.",
+    )
+
+
+async def failed(request: Request, error: Exception) -> Response:
+    """An unforeseen error, which the log tells of: to people without a word about logs."""
+    if not _is_open(request):
+        return await pages.failed(request, error)
+    page = answer(
+        request,
+        "lost.html",
+        code=500,
+        title="Something went wrong",
+        words="That is our fault. Please open the link again later.",
+    )
+    page.headers.update(HEADERS | dict(page.headers))  # Starlette calls this outside of all middleware
+    return page
+
+
+def _is_open(request: Request) -> bool:
+    return request.url.path.startswith(_OPEN) and "text/html" in request.headers.get("accept", "")
