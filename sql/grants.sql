@@ -126,6 +126,8 @@ begin
     ('procjobs_reader', '{list_reminders, list_reminder_steps}'),
     ('procjobs_admin', '{set_reminder_step, drop_reminder_step, create_payment_reminders, create_event_reminders}'),
     ('procjobs_worker', '{tell_alerts}'),
+    ('procjobs_worker', '{create_daily_reports, generate_report}'),
+    ('procjobs_admin', '{subscribe_report, unsubscribe_report, preview_report, create_daily_reports, generate_report}'),
     ('procjobs_admin', '{set_alert_recipient, drop_alert_recipient, tell_alerts, alert_kinds}'),
     ('procjobs_worker', '{tables_to_vacuum, note_vacuum, unreferenced_files}'),
     ('procjobs_producer', '{create_invite, create_invites, resend_invite, revoke_invite, peek_invite, accept_invite, invite_register_url}'),
@@ -163,7 +165,8 @@ begin
     ('procjobs_reader', '{invites}'),
     ('procjobs_reader', '{reminders, reminder_steps}'),
     ('procjobs_admin', '{payment_reminders, event_reminders}'),
-    ('procjobs_admin', '{alert_recipient_list, alert_letters}')
+    ('procjobs_admin', '{alert_recipient_list, alert_letters}'),
+    ('procjobs_admin', '{report_subscription_list, daily_reports}')
   loop
     continue when to_regrole(v_role) is null;
     for v_object in

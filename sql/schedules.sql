@@ -6,3 +6,4 @@ select procjobs.declare_retention();
 select procjobs.declare_digests();
 select procjobs.declare_invitations();
 select procjobs.declare_reminders();
+select procjobs.declare_reports();

@@ -115,6 +115,7 @@ begin
     perform procjobs.run_chore('forget_limit_state', interval '1 minute');
     perform procjobs.run_chore('forget_reminders', interval '1 hour');
     perform procjobs.run_chore('forget_setting_changes', interval '1 hour');
+    perform procjobs.run_chore('forget_daily_reports', interval '1 hour');
     perform procjobs.run_chore('note_run_ends', interval '2 seconds');
     perform procjobs.run_chore('forget_schedules', interval '1 minute');
     perform procjobs.run_chore('retry_schedules', interval '1 minute');

@@ -140,7 +140,15 @@ ALERTS = {
     "procjobs_reader": set(),
     "procjobs_admin": {"set_alert_recipient", "drop_alert_recipient", "tell_alerts", "alert_kinds"},
 }
-PACKS = (DIGESTS, INVITATIONS, REMINDERS, ALERTS)
+REPORTS = {
+    "procjobs_producer": set(),
+    "procjobs_worker": {"create_daily_reports", "generate_report"},
+    "procjobs_reader": set(),
+    "procjobs_admin": {
+        "subscribe_report", "unsubscribe_report", "preview_report", "create_daily_reports", "generate_report",
+    },
+}  # fmt: skip
+PACKS = (DIGESTS, INVITATIONS, REMINDERS, ALERTS, REPORTS)
 MAY_EXECUTE = {role: functions.union(*(pack[role] for pack in PACKS)) for role, functions in MAY_EXECUTE.items()}
 
 #: (role, relation) -> privileges
@@ -187,6 +195,7 @@ MAY_USE = {
     **{("procjobs_reader", relation): {"SELECT"} for relation in ("reminders", "reminder_steps")},
     **{("procjobs_admin", table): {"SELECT"} for table in ("payment_reminders", "event_reminders")},
     **{("procjobs_admin", relation): {"SELECT"} for relation in ("alert_recipient_list", "alert_letters")},
+    **{("procjobs_admin", relation): {"SELECT"} for relation in ("report_subscription_list", "daily_reports")},
     **{("procjobs_admin", table): {"SELECT"} for table in ("notification_jobs", "notification_delivery_logs")},
     **{("procjobs_admin", table): {"SELECT"} for table in ("unresolved_deliveries", "delivery_policies", "effects")},
     **{
