@@ -113,6 +113,7 @@ SLOW = (
     "test_embedded",
     "test_migrate",
     "test_packaging",
+    "test_pictures",
     "test_services",
     "test_up",
     "test_cli_",
