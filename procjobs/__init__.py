@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from procjobs.engine.retry import Cancel, Discard, Retry, Snooze
     from procjobs.engine.unique import JobId, Unique
     from procjobs.engine.worker import ShutdownIncomplete, Worker
-    from procjobs.errors import DependencyFailed, JobCancelled, JobFailed, JobNotOver, JobTimeout
+    from procjobs.errors import DependencyFailed, JobCancelled, JobFailed, JobNotOver, JobTimeout, QueueUnavailable
     from procjobs.packs.invitations import Invite, Invites
+    from procjobs.packs.requests import InviteQueued, Queued
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,7 @@ __all__ = [
     "DependencyFailed",
     "Discard",
     "Invite",
+    "InviteQueued",
     "Invites",
     "JobCancelled",
     "JobFailed",
@@ -34,6 +36,8 @@ __all__ = [
     "JobNotOver",
     "JobTimeout",
     "Outcome",
+    "QueueUnavailable",
+    "Queued",
     "Retry",
     "ShutdownIncomplete",
     "Snooze",
@@ -53,6 +57,9 @@ _HOMES = {
     "Worker": "procjobs.engine.worker",
     "Invite": "procjobs.packs.invitations",
     "Invites": "procjobs.packs.invitations",
+    "InviteQueued": "procjobs.packs.requests",
+    "Queued": "procjobs.packs.requests",
+    "QueueUnavailable": "procjobs.errors",
     "JobCancelled": "procjobs.errors",
     "JobFailed": "procjobs.errors",
     "JobNotOver": "procjobs.errors",

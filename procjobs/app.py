@@ -31,6 +31,7 @@ from procjobs.engine.worker import Worker
 from procjobs.errors import SettingsError
 from procjobs.packs.digests import Digests
 from procjobs.packs.invitations import Invites
+from procjobs.packs.requests import Requests
 
 if TYPE_CHECKING:
     from procrastinate.app import WorkerOptions
@@ -130,7 +131,7 @@ class Blueprint(blueprints.Blueprint):
             adopt(task)
 
 
-class App(Blueprint, procrastinate.App):
+class App(Requests, Blueprint, procrastinate.App):
     """A Procrastinate application on the engine of procjobs.
 
         app = procjobs.App("postgresql://localhost/mydb")

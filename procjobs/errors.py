@@ -4,6 +4,7 @@
      +-- SettingsError            a setting is missing or wrong
      +-- DatabaseError            a call into PostgreSQL failed (carries sqlstate, detail, hint)
      |    +-- DatabaseUnavailable   no connection; worth trying again
+     |    |    +-- QueueUnavailable    an e-mail cannot be queued now, and was not sent either
      |    +-- UnknownTask           PJ001
      |    +-- InvalidArguments      PJ002
      |    |    +-- ArgumentsTooLarge  PJ003
@@ -25,6 +26,7 @@
      |    +-- UnknownGroup          PJ021
      |    +-- UnknownUpdate         PJ022
      |    +-- InvalidNotification   PJ023
+     |    +-- NotificationNotAllowed PJ024
      |    +-- InvalidPolicy         PJ030
      |    +-- UnknownPolicy         PJ031
      |    +-- InvalidInvite         PJ050
@@ -88,8 +90,10 @@ __all__ = [
     "JobNotOver",
     "JobTimeout",
     "MigrationError",
+    "NotificationNotAllowed",
     "PgCronMissing",
     "ProcjobsError",
+    "QueueUnavailable",
     "ScheduleNotFound",
     "ServerError",
     "SettingsError",
@@ -99,6 +103,7 @@ __all__ = [
     "UnknownTask",
     "UnknownUpdate",
     "WorkerGone",
+    "cause_of",
     "translate",
 ]
 
@@ -178,6 +183,7 @@ class DatabaseError(ProcjobsError):
     """
 
     code: ClassVar[str | None] = None
+    _status: ClassVar[int] = 500
 
     def __init__(
         self,
@@ -198,6 +204,13 @@ class DatabaseError(ProcjobsError):
         """Whether the same call may well succeed next time: an outage, or somebody else was in the way."""
         return isinstance(self, DatabaseUnavailable) or self.sqlstate in _IN_THE_WAY
 
+    @property
+    def status_code(self) -> int:
+        """What an HTTP answer says of it: 400 (ask for something else), 403, 404, 409, 503 (again later), else 500."""
+        if self.transient:
+            return 503
+        return 400 if (self.sqlstate or "").startswith("22") else self._status
+
 
 #: Serialization failure, deadlock, lock not available, query cancelled.
 _IN_THE_WAY = ("40001", "40P01", "55P03", "57014")
@@ -207,14 +220,28 @@ class DatabaseUnavailable(DatabaseError):
     """PostgreSQL cannot be reached, is starting, stopping or full; the call may be tried again."""
 
 
+class QueueUnavailable(DatabaseUnavailable):
+    """An e-mail cannot be queued now, and was not sent: nothing goes round the queue. `detail` says what is wrong."""
+
+    def __init__(self, error: DatabaseError) -> None:
+        super().__init__(
+            "the queue cannot take it now, since PostgreSQL is away, and nothing was sent",
+            sqlstate=error.sqlstate,
+            detail=error.message,
+            hint="try again in a moment; if the connection broke amid the call, it may be queued all the same",
+        )
+
+
 class UnknownTask(DatabaseError):
     code = "PJ001"
+    _status = 400
 
 
 class InvalidArguments(DatabaseError):
     """Arguments that the task's registered signature refuses: missing, unexpected or mistyped."""
 
     code = "PJ002"
+    _status = 400
 
 
 class ArgumentsTooLarge(InvalidArguments):
@@ -235,28 +262,33 @@ class DuplicateWaitingJob(DatabaseError):
     """A job with the same queueing lock waits already."""
 
     code = "PJ006"
+    _status = 409
 
 
 class JobNotFound(DatabaseError):
     code = "PJ007"
+    _status = 404
 
 
 class InvalidState(DatabaseError):
     """The job is in a state in which this cannot be done to it."""
 
     code = "PJ008"
+    _status = 409
 
 
 class InvalidOption(DatabaseError):
     """An option has a value outside its range."""
 
     code = "PJ009"
+    _status = 400
 
 
 class InvalidName(DatabaseError):
     """An empty or overlong name."""
 
     code = "PJ010"
+    _status = 400
 
 
 class WorkerGone(DatabaseError):
@@ -281,12 +313,14 @@ class InvalidCron(DatabaseError):
     """A cron expression that cannot be read or never fires, or a time zone that is not known."""
 
     code = "PJ014"
+    _status = 400
 
 
 class ScheduleNotFound(DatabaseError):
     """No schedule has this name."""
 
     code = "PJ015"
+    _status = 404
 
 
 class InvalidRoutine(DatabaseError):
@@ -303,86 +337,108 @@ class PgCronMissing(DatabaseError):
 
 class UnknownRecipient(DatabaseError):
     code = "PJ020"
+    _status = 400
 
 
 class UnknownGroup(DatabaseError):
     code = "PJ021"
+    _status = 400
 
 
 class UnknownUpdate(DatabaseError):
     code = "PJ022"
+    _status = 400
 
 
 class InvalidNotification(DatabaseError):
     """Notification type, urgency, delivery method or content outside what can be delivered."""
 
     code = "PJ023"
+    _status = 400
+
+
+class NotificationNotAllowed(DatabaseError):
+    """Whoever asks has no such recipient."""
+
+    code = "PJ024"
+    _status = 403
 
 
 class InvalidPolicy(DatabaseError):
     """A policy for a table that does not fit it, or whose role lacks a right or cannot be taken on."""
 
     code = "PJ030"
+    _status = 400
 
 
 class UnknownPolicy(DatabaseError):
     """No table's policy has this name."""
 
     code = "PJ031"
+    _status = 404
 
 
 class InvalidInvite(DatabaseError):
     """What is no e-mail address cannot be invited, and not for so long."""
 
     code = "PJ050"
+    _status = 400
 
 
 class InviteNotAllowed(DatabaseError):
     """The inviter may not give that role in that organization."""
 
     code = "PJ051"
+    _status = 403
 
 
 class InviteNotFound(DatabaseError):
     """No invitation has this id."""
 
     code = "PJ052"
+    _status = 404
 
 
 class InviteConflict(DatabaseError):
     """The invitation is in a state in which this cannot be done, or another one is in the way."""
 
     code = "PJ053"
+    _status = 409
 
 
 class AlreadyMember(DatabaseError):
     """Who is a member of the organization need not be invited."""
 
     code = "PJ054"
+    _status = 409
 
 
 class InvalidDigest(DatabaseError):
     """A digest schedule cannot have such a frequency, time, zone, day, limit or kind."""
 
     code = "PJ060"
+    _status = 400
 
 
 class DigestNotFound(DatabaseError):
     """No digest schedule has this id, or not for its owner."""
 
     code = "PJ061"
+    _status = 404
 
 
 class DuplicateDigest(DatabaseError):
     """The recipient has a digest of that group and frequency already."""
 
     code = "PJ062"
+    _status = 409
 
 
 class InvalidReminderStep(DatabaseError):
     """There can be no such step of reminders; DETAIL lists every problem."""
 
     code = "PJ070"
+    _status = 400
 
 
 def _subclasses(cls: type[DatabaseError]) -> list[type[DatabaseError]]:
@@ -411,6 +467,16 @@ def _unavailable(error: psycopg.Error, state: str | None) -> bool:
     if state is None:
         return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
     return state.startswith(_UNAVAILABLE)
+
+
+def cause_of(error: BaseException) -> DatabaseError | None:
+    """The procjobs error for the error of psycopg that this one came from, however deep; None if there is none."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, psycopg.Error):
+            return translate(found)
+        found = found.__cause__
+    return None
 
 
 def translate(error: psycopg.Error) -> DatabaseError:

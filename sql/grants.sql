@@ -130,7 +130,7 @@ begin
     ('procjobs_admin', '{subscribe_report, unsubscribe_report, preview_report, create_daily_reports, generate_report}'),
     ('procjobs_admin', '{set_alert_recipient, drop_alert_recipient, tell_alerts, alert_kinds}'),
     ('procjobs_worker', '{tables_to_vacuum, note_vacuum, unreferenced_files}'),
-    ('procjobs_producer', '{create_invite, create_invites, resend_invite, revoke_invite, peek_invite, accept_invite, invite_register_url}'),
+    ('procjobs_producer', '{submit_notification, submit_invite, create_invite, create_invites, resend_invite, revoke_invite, peek_invite, accept_invite, invite_register_url}'),
     ('procjobs_worker', '{keep_letter_secret, process_pending_invites, expire_invites, send_invite}'),
     ('procjobs_reader', '{list_invites}'),
     ('procjobs_admin', '{process_pending_invites, expire_invites, send_invite}'),

@@ -91,3 +91,16 @@ def test_they_are_procrastinates_too() -> None:
 
     assert issubclass(ProcjobsError, ProcrastinateException)
     assert Path(inspect.getfile(ProcjobsError)).name == "errors.py"
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("PJ002", 400), ("PJ003", 400), ("PJ023", 400), ("PJ050", 400), ("PJ024", 403), ("PJ051", 403), ("PJ052", 404),
+        ("PJ053", 409), ("PJ054", 409), ("PJ012", 500), ("22007", 400), ("42501", 500), ("57P01", 503), ("40P01", 503),
+    ],
+)  # fmt: skip
+def test_what_an_answer_over_http_says_of_it(sql: Sql, code: str, status: int) -> None:
+    with pytest.raises(psycopg.Error) as told:
+        sql(f"do $$ begin raise 'x' using errcode = '{code}'; end $$")
+    assert translate(told.value).status_code == status

@@ -21,7 +21,7 @@ from procjobs.db import Database
 from procjobs.letters import Brand
 from procjobs.mailcatcher import Mailbox
 from procjobs.settings import Settings
-from procjobs.web import invitations, pages, previews, public, unsubscribe
+from procjobs.web import invitations, pages, previews, public, requests, unsubscribe
 from procjobs.web.guard import Guard, SecurityHeaders
 
 __all__ = ["create_app"]
@@ -61,6 +61,8 @@ def create_app(settings: Settings, dsn: str, *, mailbox: str | Path | None = Non
             Route("/unsubscribe/{token}/undo", unsubscribe.resubscribe, methods=["POST"], name="resubscribe"),
             Route("/brand.css", public.brand_css, name="brand_css"),
             Route("/invite/{token}", invitations.page, methods=["GET", "POST"], name="invite"),
+            Route("/api/notifications", requests.notifications, methods=["POST"], name="notifications"),
+            Route("/api/invitations", requests.invitations, methods=["POST"], name="invitations"),
             Route("/health", health, name="health"),
             Route("/healthz", health),
             Route("/ready", ready, name="ready"),
@@ -71,7 +73,7 @@ def create_app(settings: Settings, dsn: str, *, mailbox: str | Path | None = Non
         lifespan=lifespan,
     )
     app.state.brand = Brand.of(settings)
-    app.state.guard = Guard(settings.host, settings.tokens)
+    app.state.guard = Guard(settings.host, settings.tokens, user_token=settings.user_token)
     app.state.mailbox = Mailbox(Path(mailbox)) if mailbox else None
     app.state.version = __version__
     app.state.settings = settings

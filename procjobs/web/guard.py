@@ -60,22 +60,30 @@ def is_loopback(host: str) -> bool:
 class Guard:
     """Decides who may see what.
 
-    bound_to: the address the server listens on.
-    tokens:   bearer tokens that open the pages from anywhere.
+    bound_to:   the address the server listens on.
+    tokens:     bearer tokens that open the pages from anywhere.
+    user_token: which of them is an ordinary user's.
     """
 
-    def __init__(self, bound_to: str, tokens: Iterable[str] = ()) -> None:
+    def __init__(self, bound_to: str, tokens: Iterable[str] = (), *, user_token: str | None = None) -> None:
         self._local = is_loopback(bound_to)
         self._tokens = [token.encode() for token in tokens if token]
+        self._user = [user_token.encode()] if user_token else []
 
     def opens(self, request: HTTPConnection) -> bool:
         """Whether this request may see the pages."""
         if self._local and is_loopback(_host(request)):
             return True
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            return False
-        return any(hmac.compare_digest(given.strip().encode(), token) for token in self._tokens)
+        return _bears(request, self._tokens)
+
+    def is_user(self, request: HTTPConnection) -> bool:
+        """Whether this request brings the ordinary user's token, on this machine too."""
+        return _bears(request, self._user)
+
+
+def _bears(request: HTTPConnection, tokens: Iterable[bytes]) -> bool:
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    return scheme.lower() == "bearer" and any(hmac.compare_digest(given.strip().encode(), token) for token in tokens)
 
 
 def is_own(request: HTTPConnection, base_url: str | None = None) -> bool:

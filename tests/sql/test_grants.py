@@ -93,7 +93,7 @@ SQL_JOBS = {
     },
 }  # fmt: skip
 MAIL = {
-    "procjobs_producer": {"find_subscription", "unsubscribe", "resubscribe"},
+    "procjobs_producer": {"submit_notification", "find_subscription", "unsubscribe", "resubscribe"},
     "procjobs_worker": set(),
     "procjobs_reader": {
         "list_suppressed_addresses",
@@ -119,8 +119,8 @@ DIGESTS = {
 }  # fmt: skip
 INVITATIONS = {
     "procjobs_producer": {
-        "create_invite", "create_invites", "resend_invite", "revoke_invite", "peek_invite", "accept_invite",
-        "invite_register_url",
+        "submit_invite", "create_invite", "create_invites", "resend_invite", "revoke_invite", "peek_invite",
+        "accept_invite", "invite_register_url",
     },
     "procjobs_worker": {"keep_letter_secret", "process_pending_invites", "expire_invites", "send_invite"},
     "procjobs_reader": {"list_invites"},

@@ -150,6 +150,36 @@ $$;
 comment on function procjobs.put_invite(uuid, text, text, uuid, interval) is
   'Writes an invitation that was checked, and its mail. If one is open for that address: that one, sent again if its mail had failed.';
 
+create or replace function procjobs.submit_invite(
+  organization uuid,
+  email text,
+  role text,
+  invited_by uuid,
+  expires_in interval default '30 days'
+)
+returns table (invite_id uuid, created boolean, message_id text, job_id uuid, queue_job_id bigint)
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  perform procjobs.check_invite_span($5);
+  perform procjobs.check_invite($1, $2, $3, $4);
+  select p.invite_id, p.created into invite_id, created from procjobs.put_invite($1, $2, $3, $4, $5) p;
+  select n.id::text, n.id, n.job_id
+  into message_id, job_id, queue_job_id
+  from procjobs.pending_invites i
+  join procjobs.notification_jobs n on n.id = i.notification_id
+  where i.id = submit_invite.invite_id;
+  return next;
+end
+$$;
+comment on function procjobs.submit_invite(uuid, text, text, uuid, interval) is
+  'create_invite for clients that answer somebody: the invitation, whether it is new, and its mail: the letter''s id (job_id), the left side '
+  'of its Message-ID, and its queue job; null where the mail of one that was open already is forgotten. '
+  'Definer: the producer role has no rights on tables.';
+
 create or replace function procjobs.create_invite(
   organization uuid,
   email text,
@@ -158,15 +188,11 @@ create or replace function procjobs.create_invite(
   expires_in interval default '30 days'
 )
 returns uuid
-language plpgsql
+language sql
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-begin
-  perform procjobs.check_invite_span(expires_in);
-  perform procjobs.check_invite(organization, email, role, invited_by);
-  return (procjobs.put_invite(organization, email, role, invited_by, expires_in)).invite_id;
-end
+  select s.invite_id from procjobs.submit_invite($1, $2, $3, $4, $5) s
 $$;
 comment on function procjobs.create_invite(uuid, text, text, uuid, interval) is
   'Invites an address into an organization, in the caller''s transaction: the invitation and the job of its mail. Returns its id; where one '

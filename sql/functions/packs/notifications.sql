@@ -278,6 +278,47 @@ comment on function procjobs.enqueue_notification_job(uuid, uuid, uuid, text, te
   'Urgent ones go first; not before delay_minutes; three tries, one and two minutes apart. '
   'Definer: the producer role has no rights on tables.';
 
+create or replace function procjobs.submit_notification(
+  recipient uuid,
+  content jsonb,
+  "group" uuid default null,
+  update uuid default null,
+  notification_type text default 'immediate',
+  urgency text default 'normal',
+  delivery_method text default 'email',
+  delay_minutes integer default 0,
+  requested_by uuid default null
+)
+returns table (message_id text, job_id uuid, queue_job_id bigint)
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  a_recipient alias for $1;
+  a_person alias for $9;
+  v_id uuid;
+begin
+  perform procjobs.require_host_of_mail();
+  if not procjobs.owns_recipient(a_person, a_recipient) then
+    raise exception '% may not send anything to recipient %', a_person, coalesce(a_recipient::text, 'null')
+      using errcode = 'PJ024',
+            detail = 'no such row of this owner in procjobs.host_recipients',
+            hint = 'procjobs.host_recipients.owner_id says whose a recipient is.';
+  end if;
+  v_id := procjobs.enqueue_notification_job($1, $3, $4, $5, $6, $7, $2, $8);
+  return query
+    select n.id::text, n.id, n.job_id
+    from procjobs.notification_jobs n
+    where n.id = v_id;
+end
+$$;
+comment on function procjobs.submit_notification(uuid, jsonb, uuid, uuid, text, text, text, integer, uuid) is
+  'enqueue_notification_job for clients that answer somebody: the notification''s id (job_id), the left side of its mail''s '
+  'Message-ID, and its queue job. requested_by: only for a recipient of this person, else PJ024. '
+  'Definer: the producer role has no rights on tables.';
+
 create or replace function procjobs.follow_notification_job()
 returns trigger
 language plpgsql
