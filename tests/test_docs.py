@@ -135,6 +135,16 @@ def test_every_table_and_added_column_is_in_the_architecture(sql: Sql) -> None:
     assert {name for (name,) in tables + columns} - page == set()
 
 
+def test_every_template_of_mails_is_listed_with_what_it_needs(sql: Sql) -> None:
+    page = (ROOT / "docs" / "mail.md").read_text(encoding="utf-8").split("## Templates")[1].split("\n## ")[0]
+    listed: dict[str, set[str]] = {}
+    for first, _, needs in re.findall(r"^\| (`.+?) \| (.+) \| (.+) \|$", page, re.MULTILINE):
+        listed |= dict.fromkeys(words(first), words(needs))
+    assert sorted(listed) == sorted(sql.one("select procjobs.letter_templates()"))
+    fields = sql("select template, field from procjobs.letter_fields()")
+    assert [(template, field) for template, field in fields if field not in listed[template]] == []
+
+
 def test_every_safeguard_that_is_taken_out_is_in_the_table_of_faults() -> None:
     table = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8").split("## With a safeguard taken out")[1]
     checks = "".join(path.read_text() for path in sorted((ROOT / "tests" / "chaos").glob("test_mutations_*.py")))
