@@ -177,6 +177,8 @@ class App(Requests, Blueprint, procrastinate.App):
         self._database: Database | None = None
         self._resources: dict[str, Any] = {}
         self._building = asyncio.Lock()
+        #: Jobs that its worker runs at a time; what its tasks share, such as a pool, is made as large.
+        self.concurrency = 1
         #: Schedules by hand: `await app.schedules.run_now("nightly")`.
         self.schedules = Schedules(self.database)
         #: Who gets a digest of what: `await app.digests.list(recipient=...)`.
@@ -321,15 +323,19 @@ class App(Requests, Blueprint, procrastinate.App):
         old.blueprint = self
 
     def _worker(self, **kwargs: Any) -> UpstreamWorker:
+        worker: UpstreamWorker
         if not isinstance(self.connector, procrastinate.PsycopgConnector):
-            return super()._worker(**kwargs)  # in-memory and foreign connectors: upstream's worker
-        options: dict[str, Any] = {**self.worker_defaults, **kwargs}
-        return Worker(
-            app=self,
-            target=self.target,
-            listen_target=self._listen_target(),
-            **{"finished_jobs": self._finished_jobs or "archive", **options},
-        )
+            worker = super()._worker(**kwargs)  # in-memory and foreign connectors: upstream's worker
+        else:
+            options: dict[str, Any] = {**self.worker_defaults, **kwargs}
+            worker = Worker(
+                app=self,
+                target=self.target,
+                listen_target=self._listen_target(),
+                **{"finished_jobs": self._finished_jobs or "archive", **options},
+            )
+        self.concurrency = worker.concurrency
+        return worker
 
     @property
     def target(self) -> Target:

@@ -250,8 +250,11 @@ class Mailer:
         self._idle: list[_Line] = []
 
     @classmethod
-    def of(cls, settings: Settings) -> Mailer:
-        """The mailer of these settings (smtp_*, mail_from, mail_reply_to)."""
+    def of(cls, settings: Settings, concurrency: int = 1) -> Mailer:
+        """The mailer of these settings (smtp_*, mail_from, mail_reply_to).
+
+        concurrency: mails that may be on their way at a time, where smtp_connections does not say.
+        """
         return cls(
             settings.smtp_host,
             settings.smtp_port,
@@ -261,6 +264,7 @@ class Mailer:
             password=settings.smtp_password,
             tls=settings.smtp_tls,
             timeout=settings.smtp_timeout,
+            size=settings.smtp_connections or concurrency,
         )
 
     @property

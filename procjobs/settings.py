@@ -235,6 +235,9 @@ class Settings:
         "none", _one_of("none", "starttls", "tls"), "Encryption to the mail server"
     )
     smtp_timeout: float = _setting(20.0, _seconds(0.1, 600), "Time the mail server gets for each answer")
+    smtp_connections: int | None = _setting(
+        None, _whole(1, 10_000), "Connections that a worker may have to the mail server; unset is as its concurrency"
+    )
     mail_from: str = _setting("procjobs <procjobs@localhost>", _address, "Sender of mails")
     mail_reply_to: str | None = _setting(None, _address, "Where answers to mails go")
 

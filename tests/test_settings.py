@@ -76,6 +76,7 @@ class TestPlaces:
             "mail_reply_to": "a@b.example",
             "finished_jobs": "keep",
             "smtp_tls": "tls",
+            "smtp_connections": "4",
             "uploads_endpoint": "https://files.example.com",
             "smtp_user": "u",
             "log_level": "debug",

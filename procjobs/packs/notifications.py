@@ -119,7 +119,7 @@ class Delivery:
 async def send_notification(context: JobContext, notification_id: str) -> Discard | Snooze | None:
     """Delivers one row of procjobs.notification_jobs."""
     app: Any = context.app  # a procjobs.App, which stands above the packs
-    mailer = await app.resource("mailer", lambda: Mailer.of(app.settings))
+    mailer = await app.resource("mailer", lambda: Mailer.of(app.settings, app.concurrency))
     channels = await app.resource("channels", lambda: Channels(app.settings))
     outcome = await deliver(
         await app.database(),

@@ -18,7 +18,7 @@ from procjobs.letters import Brand
 from procjobs.mail import Ambiguous, Deferred, Mailer, Refused, Sent
 from procjobs.packs.notifications import NothingToSend, deliver
 from procjobs.settings import Settings
-from tests.mail_server import DROP, HANG, MailServer
+from tests.mail_server import DROP, HANG, HOLD, MailServer
 
 CONTENT = '{"subject": "Test", "body": "Hello!"}'
 Deliver = Callable[..., Awaitable[Any]]
@@ -517,3 +517,26 @@ def test_a_type_that_is_named_like_a_method_is_not_for_that_ones_breaker(sql: An
     assert sql("select task_name from procjobs.claim_jobs(%s, null, 5)", worker) == [
         ("procjobs.send_notification",), ("procjobs.send_notification",),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("chosen", "most"), [(None, 12), (3, 3)])
+async def test_a_worker_has_as_many_connections_as_jobs_unless_it_is_told(
+    dsn: str, sql: Any, facts: demo.DemoFacts, eventually: Callable[..., Any], chosen: int | None, most: int
+) -> None:
+    sql("select procjobs.set_limit('notifications', queue => 'notifications', max_running => 100)")
+    async with MailServer(replies={"DATA": [HOLD] * 12}) as server:
+        settings = Settings(dsn=dsn, smtp_host="127.0.0.1", smtp_port=server.port, smtp_connections=chosen)
+        app = default_app(settings)
+        async with app.open_async():
+            for _ in range(12):
+                await app.notify_async(facts.recipient_id, {"subject": "Dinner", "body": "At seven."})
+            worker = asyncio.create_task(
+                app.run_worker_async(concurrency=12, wait=False, install_signal_handlers=False)
+            )
+            begun = "select count(*) from procjobs.notification_jobs where status = 'processing'"
+            await eventually(lambda: sql.one(begun) == 12)
+            await eventually(lambda: server.held == most)
+            assert server.most_at_once == most
+            server.released.set()
+            await worker
+        assert len(server.raw) == 12 and server.most_at_once == most
