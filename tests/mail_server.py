@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 import warnings
 from dataclasses import dataclass, field
 from email import policy
@@ -37,6 +38,7 @@ class MailServer:
     port: int = 0
     raw: list[bytes] = field(default_factory=list)
     recipients: list[list[str]] = field(default_factory=list)
+    taken_at: list[float] = field(default_factory=list)
     connections: int = 0
     most_at_once: int = 0
     encrypted: list[bool] = field(default_factory=list)
@@ -137,10 +139,13 @@ class _Handler:
         usual = f"250 queued as {len(self._owner.raw) + 1}"
         if self._owner.holds("DATA"):
             self._keep(server, envelope)
-            return await self._owner.answer("DATA", server, usual)
-        reply = await self._owner.answer("DATA", server, usual)
+            reply = await self._owner.answer("DATA", server, usual)
+        else:
+            reply = await self._owner.answer("DATA", server, usual)
+            if reply.startswith("250"):
+                self._keep(server, envelope)
         if reply.startswith("250"):
-            self._keep(server, envelope)
+            self._owner.taken_at.append(time.time())
         return reply
 
     def _keep(self, server: SMTP, envelope: Envelope) -> None:

@@ -2,7 +2,8 @@
 
 Pages that tell something are open on this machine only: the server listens on a loopback address and is asked for by
 a loopback name (so that a hostile page cannot reach it by rebinding a name of its own). Everybody else needs a bearer
-token. /health and /ready are open and tell counts only; /unsubscribe is open to whoever has a link.
+token. /health and /ready are open and tell counts only; /unsubscribe is open to whoever has a link. Requests of e-mails
+(/api) are let in as pages are, and nothing that a page of another site can send.
 """
 
 from __future__ import annotations
