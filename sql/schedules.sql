@@ -3,6 +3,7 @@
 
 select procjobs.declare_retention();
 
+select procjobs.declare_notifications();
 select procjobs.declare_digests();
 select procjobs.declare_invitations();
 select procjobs.declare_reminders();

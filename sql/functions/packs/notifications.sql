@@ -319,6 +319,18 @@ comment on function procjobs.submit_notification(uuid, jsonb, uuid, uuid, text, 
   'Message-ID, and its queue job. requested_by: only for a recipient of this person, else PJ024. '
   'Definer: the producer role has no rights on tables.';
 
+create or replace function procjobs.declare_notifications()
+returns boolean
+language sql
+set search_path = pg_catalog, pg_temp
+as $$
+  select procjobs.register_sql_task(
+    'SEND_NOTIFICATION', 'procjobs.enqueue_notification_job', queue => 'notifications', max_attempts => 3, backoff_base => '1 minute',
+    timeout => '1 minute')
+$$;
+comment on function procjobs.declare_notifications() is
+  'Registers the SQL task SEND_NOTIFICATION, which requests a notification. migrate calls it. Returns whether it is new or changed.';
+
 create or replace function procjobs.follow_notification_job()
 returns trigger
 language plpgsql

@@ -125,9 +125,12 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   perform procjobs.register_sql_task(
-    'procjobs.' || t.name, 'procjobs.' || t.name, queue => 'notifications', priority => 5, max_attempts => t.runs,
-    backoff_base => '1 minute', timeout => '10 minutes')
-  from (values ('create_payment_reminders', 3), ('create_event_reminders', 1)) t (name, runs);
+    t.name, t.routine, queue => 'notifications', priority => 5, max_attempts => t.runs, backoff_base => '1 minute', timeout => '10 minutes')
+  from (values
+    ('procjobs.create_payment_reminders', 'procjobs.create_payment_reminders', 3),
+    ('procjobs.create_event_reminders', 'procjobs.create_event_reminders', 1),
+    ('SEND_EVENT_REMINDER', 'procjobs.create_event_reminders', 3)
+  ) t (name, routine, runs);
   return (
     select count(*)
     from procjobs.declare_schedules('pack', '[

@@ -43,6 +43,8 @@ begin
       'procjobs.' || v_name, 'procjobs.' || v_name, queue => 'cleanup', max_attempts => 3, backoff_base => '1 minute',
       timeout => case v_name when 'work_retention' then interval '6 hours' else interval '10 minutes' end);
   end loop;
+  perform procjobs.register_sql_task(
+    'CLEANUP_DATA', 'procjobs.work_retention', queue => 'cleanup', max_attempts => 3, backoff_base => '1 minute', timeout => '6 hours');
   return procjobs.declare_retention_schedules();
 end
 $$;

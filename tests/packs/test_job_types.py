@@ -1,0 +1,60 @@
+"""The five types of jobs of an application: each is a task that takes its job from SQL to its effect."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from procjobs import demo
+from procjobs.app import default_app
+from procjobs.db import Database
+from procjobs.settings import Settings
+from tests.mail_server import MailServer
+
+EXPIRED = "select count(*) from procjobs_demo.sessions where expires_at < now()"
+
+
+async def test_each_job_type_has_its_effect(db: Database, dsn: str, sql: Any) -> None:
+    facts = await demo.seed(db)
+    for pack in ("retention", "notifications", "invitations", "reminders", "reports"):
+        sql(f"select procjobs.declare_{pack}()")
+    sql("select procjobs.unschedule(name) from procjobs.schedules")
+    sql("delete from procjobs_demo.events")
+    event = sql.one(
+        "insert into procjobs_demo.events (organization_id, title, starts_at, timezone) "
+        "values (%s, 'Screening', %s, 'UTC') returning id",
+        facts.organization_id, datetime.now(UTC) + timedelta(minutes=30),
+    )  # fmt: skip
+    sql("insert into procjobs_demo.event_attendees values (%s, %s, '1 hour')", event, facts.user_id)
+    invite = sql.one(
+        "select procjobs.create_invite(%s, 'new@x.example', 'member', %s)", facts.organization_id, facts.admin_id
+    )
+    sql("delete from public.procrastinate_jobs")
+    sql("delete from procjobs.notification_jobs")
+    sql("update procjobs.pending_invites set status = 'PENDING', attempts = 0")  # as if its mail had been lost
+    assert sql.one(EXPIRED) > 0
+    jobs = {
+        "SEND_INVITE_EMAIL": {"invite": str(invite)},
+        "SEND_NOTIFICATION": {
+            "recipient": str(facts.recipient_id), "content": {"subject": "Ready now", "body": "It is."},
+        },
+        "SEND_EVENT_REMINDER": {},
+        "GENERATE_REPORT": {"address": "ops@x.example"},
+        "CLEANUP_DATA": {"policy": "cleanup_expired_sessions"},
+    }  # fmt: skip
+    async with MailServer() as mail:
+        app = default_app(Settings(dsn=dsn, smtp_host="127.0.0.1", smtp_port=mail.port, base_url="https://x.example"))
+        async with app.open_async():
+            await app.run_worker_async(wait=False, install_signal_handlers=False)
+            for task, arguments in jobs.items():
+                sql("select procjobs.defer(%s, %s)", task, Jsonb(arguments))
+            for _ in range(2):  # what they are for, then the mails that they asked for
+                await app.run_worker_async(wait=False, install_signal_handlers=False)
+    assert sql("select task, error from procjobs.dead_letters") == []
+    subjects = " / ".join(sorted(str(message["Subject"]) for message in mail.messages))
+    assert len(mail.messages) == 4, subjects
+    for words in ("invite", "Ready now", "Screening", "The day in figures"):
+        assert words in subjects
+    assert sql.one(EXPIRED) == 0
