@@ -189,13 +189,18 @@ begin
     '$[*] ? (@ != null)');
   begin
     update procjobs.job_batches b
-    set callback_ids = array(select d.id from procjobs.defer_many(v_jobs) d order by d.ordinal)
+    set callback_ids = array(select d.id from procjobs.defer_many(v_jobs) d order by d.ordinal),
+        problem = null
     where b.id = p_batch
       and jsonb_array_length(v_jobs) > 0;
   exception
     when others then
-      -- The end of the jobs must stand all the same.
-      update procjobs.job_batches b set problem = sqlerrm where b.id = p_batch;
+      -- The end of the jobs must stand all the same. After what passes by itself (a conflict, somebody's lock, a full disk) the
+      -- batch is not over: the sweep comes back to it.
+      update procjobs.job_batches b
+      set problem = sqlerrm,
+          finished_at = case when sqlstate !~ '^(40|53|55|57|58)' then b.finished_at end
+      where b.id = p_batch;
       raise warning 'the callbacks of batch % could not be enqueued: %', p_batch, sqlerrm;
   end;
   return true;

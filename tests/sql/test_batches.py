@@ -349,3 +349,33 @@ def test_a_batch_is_forgotten_a_week_after_its_end_with_its_last_job(
     now("2030-01-08 12:01Z")
     assert sql.one("select procjobs.forget_batches()") == 1
     assert sql("select id from procjobs.job_batches") == [(opened,)]
+
+
+@pytest.mark.parametrize("sqlstate", ["40001", "40P01", "55P03", "53100"])
+def test_a_callback_that_an_error_kept_from_being_enqueued_comes_with_the_next_sweep(
+    sql: Sql, register: Any, worker: Any, sqlstate: str
+) -> None:
+    """Not for ever without one: a conflict or a full disk passes."""
+    register("noop")
+    register("over")
+    mine = worker("noop")
+    batch = sql.one("select procjobs.create_batch('b', on_finish => '{\"task\": \"over\"}')")
+    job = sql.one("select procjobs.defer('noop', batch_id => %s)", batch)
+    sql("select procjobs.seal_batch(%s)", batch)
+    sql(
+        "create function strike() returns trigger language plpgsql as "
+        f"$$ begin raise 'struck' using errcode = '{sqlstate}'; end $$"
+    )
+    sql(
+        "create trigger strike before insert on procrastinate_jobs for each row when (new.task_name = 'over') "
+        "execute function strike()"
+    )
+    assert mine.claim() == [job] and mine.finish(job)
+    assert sql("select problem, finished_at, callback_ids from procjobs.batches") == [("struck", None, None)]
+    sql("select procjobs.sweep_batches()")
+    sql("drop trigger strike on procrastinate_jobs")
+    sql("select procjobs.sweep_batches(), procjobs.sweep_batches()")
+    (callback,) = sql("select id from procjobs.jobs where task = 'over'")
+    assert sql("select problem, finished_at is not null, callback_ids from procjobs.batches") == [
+        (None, True, [callback[0]])
+    ]
