@@ -94,9 +94,12 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@app.task(name="limited", pass_context=True)
+@app.task(name="paced", pass_context=True)
+@app.task(name="batch_over", pass_context=True)
 @app.task(name="work", pass_context=True)
 async def work(context: JobContext, key: str, secret: str = "", seconds: float = 0.0) -> None:
-    """On the loop: its effect once."""
+    """On the loop: its effect once. By other names: under a limit, under a rate, as the callback of a batch."""
     run = await entered(context, key)
     try:
         await asyncio.sleep(seconds)

@@ -34,5 +34,6 @@ mutation belong to a scenario: docs/faults.md. All faults at random: `scripts/ch
     39, 40  test_purge.py; engine/test_upkeep.py, sql/test_control.py
     42      web/test_invitations.py (50 at once), packs/invitations/test_links.py (expired)
 
+Limits, unique keys and batches (I13 to I15) have no scenario but the soak and test_mutations_limits.py.
 38 (calendars) and 41 (steps) belong to those features.
 """

@@ -18,6 +18,7 @@ _ENQUEUE = (
     "select procjobs.enqueue_jobs(%s::text[], %s::text[], %s::integer[], %s::text[], %s::text[], %s::text[], "
     "%s::timestamptz[])"
 )
+_ENQUEUE_KEYED = "select id, duplicate from chaos.enqueue_jobs(%s::jsonb, %s::jsonb)"
 
 
 class Client:
@@ -68,6 +69,33 @@ class Client:
         self._ledger.acknowledged(keys, found)
         return found
 
+    def enqueue_keyed(self, jobs: Sequence[Mapping[str, Any]], *, batch: bool = False) -> list[int]:
+        """Jobs of which some have `unique_key` and `unique_while`, in one transaction; batch: as a sealed batch, whose
+        callback is a job of the task `batch_over`."""
+        first, self._count = self._count, self._count + len(jobs)
+        keys = [f"{self._name}-{n}" for n in range(first, self._count)]
+        over = f"{keys[0]}-over" if batch else None
+        given = [
+            {**job, "args": {"key": key, "secret": CANARY, **job.get("args", {})}}
+            for key, job in zip(keys, jobs, strict=True)
+        ]
+        callback = json.dumps({"task": "batch_over", "args": {"key": over, "secret": CANARY}}) if batch else None
+        promised = [over] if over else []
+        connection = self._open()
+        self._ledger.attempted([*keys, *promised])
+        try:
+            found = connection.execute(_ENQUEUE_KEYED, (json.dumps(given), callback)).fetchall()
+        except psycopg.Error as error:
+            undone = error.sqlstate is not None and not error.sqlstate.startswith("57P")
+            (self._ledger.refused if undone else self._ledger.unknown)([*keys, *promised])
+            self.close()
+            raise
+        self._ledger.duplicates([key for key, (_, duplicate) in zip(keys, found, strict=True) if duplicate])
+        new = [(key, job) for key, (job, duplicate) in zip(keys, found, strict=True) if not duplicate]
+        self._ledger.acknowledged([key for key, _ in new], [job for _, job in new])
+        self._ledger.promised(promised)
+        return [job for _, job in new]
+
     def _open(self) -> psycopg.Connection[Any]:
         if self._connection is None or self._connection.closed:
             self._connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=2)
@@ -109,6 +137,14 @@ class Load:
             if not jobs:
                 continue
             try:
-                self.acknowledged += len(self._client.enqueue_all(jobs))
+                self.acknowledged += len(self._enqueue(jobs))
             except psycopg.Error:
                 self._stop.wait(0.05)
+
+    def _enqueue(self, jobs: Sequence[Mapping[str, Any]]) -> list[int]:
+        """A batch is a transaction whose first job says so."""
+        batch = bool(jobs[0].get("batch"))
+        if not batch and not any("unique_key" in job for job in jobs):
+            return self._client.enqueue_all(jobs)
+        plain = [{name: value for name, value in job.items() if name != "batch"} for job in jobs]
+        return self._client.enqueue_keyed(plain, batch=batch)

@@ -31,6 +31,7 @@ TASKS = [
     *(
         {"name": name}
         for name in (
+            "batch_over",
             "block",
             "borrow_a_thread",
             "die_after_effect",
@@ -39,6 +40,8 @@ TASKS = [
             "exit_aside",
             "hang_once",
             "ignore_cancellation",
+            "limited",
+            "paced",
             "suicide",
             "wait_for_gate",
         )
@@ -67,7 +70,8 @@ create table chaos.effects (
 create table chaos.transitions (
   id bigint generated always as identity primary key,
   job bigint not null, was text, became text, old_lease integer, lease integer, worker bigint,
-  at timestamptz not null default clock_timestamp()
+  at timestamptz not null default clock_timestamp(),
+  task text, unique_key text, waiting_key text, started timestamptz
 );
 create index on chaos.transitions (job);
 create table chaos.gate (name text primary key);
@@ -108,16 +112,35 @@ $$;
 create function chaos.note_transition() returns trigger language plpgsql security definer as $$
 begin
   if tg_op = 'INSERT' then
-    insert into chaos.transitions (job, became, lease, worker)
-    values (new.id, new.status, new.pj_lease, new.worker_id);
+    insert into chaos.transitions (job, became, lease, worker, task, unique_key, waiting_key)
+    values (new.id, new.status, new.pj_lease, new.worker_id, new.task_name, new.pj_unique_key, new.pj_waiting_key);
   elsif tg_op = 'DELETE' then
-    insert into chaos.transitions (job, was, old_lease, lease, worker)
-    values (old.id, old.status, old.pj_lease, old.pj_lease, old.worker_id);
+    insert into chaos.transitions (job, was, old_lease, lease, worker, task)
+    values (old.id, old.status, old.pj_lease, old.pj_lease, old.worker_id, old.task_name);
   elsif old.status <> new.status or old.pj_lease <> new.pj_lease then
-    insert into chaos.transitions (job, was, became, old_lease, lease, worker)
-    values (new.id, old.status, new.status, old.pj_lease, new.pj_lease, coalesce(new.worker_id, old.worker_id));
+    insert into chaos.transitions (job, was, became, old_lease, lease, worker, task, unique_key, waiting_key, started)
+    values (new.id, old.status, new.status, old.pj_lease, new.pj_lease, coalesce(new.worker_id, old.worker_id),
+      new.task_name, new.pj_unique_key, new.pj_waiting_key, case when new.status = 'doing' then new.pj_started_at end);
   end if;
   return null;
+end
+$$;
+-- Jobs with unique keys; with p_over they are a batch, sealed at once, and that is its callback.
+create function chaos.enqueue_jobs(p_jobs jsonb, p_over jsonb) returns table (id bigint, duplicate boolean)
+language plpgsql as $$
+declare
+  v_batch bigint := case when p_over is not null then procjobs.create_batch('chaos', on_finish => p_over) end;
+begin
+  return query
+  select d.id, d.duplicate
+  from procjobs.defer_many((
+    select jsonb_agg(j || jsonb_strip_nulls(jsonb_build_object('batch_id', v_batch)) order by n)
+    from jsonb_array_elements(p_jobs) with ordinality as given (j, n)
+  )) d
+  order by d.ordinal;
+  if v_batch is not null then
+    perform procjobs.seal_batch(v_batch);
+  end if;
 end
 $$;
 create trigger chaos_note_transition after insert or update or delete on public.procrastinate_jobs

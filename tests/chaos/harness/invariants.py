@@ -1,6 +1,6 @@
 """What must hold whatever happened, checked when everything has come to rest. Each check gives the rows that break it.
 
-The numbers are those of the fault plan; I12 (exit codes) is Fleet's.
+The numbers are those of the fault plan; I12 (exit codes) is Fleet's. I13 is limits, I14 unique keys, I15 batches.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ class Violation:
 
 #: Every job, wherever its row is.
 _JOBS = """
-select id, status::text, task_name, args, attempts, pj_crashes as crashes, pj_max_attempts as max_attempts, 'hot' as at
+select id, status::text, task_name, args, attempts, pj_crashes as crashes, pj_max_attempts as max_attempts, 'hot' as at,
+  pj_batch as batch
 from public.procrastinate_jobs
 union all
-select id, status::text, task_name, args, attempts, crashes, max_attempts, 'history' from procjobs.job_history
+select id, status::text, task_name, args, attempts, crashes, max_attempts, 'history', batch from procjobs.job_history
 """
 
-#: When a run of a lock was over: it said so, or its process stopped. A process that was frozen may do a little more
+#: When a run was over: it said so, or its process stopped. A process that was frozen may do a little more
 #: before it hears that its lease was given to others: of such, the lease counts.
 _RUNS = """
-select e.id, e.job, e.lease, e.lock, lower(e.span) as began,
+select e.id, e.job, e.lease, e.lock, e.task, lower(e.span) as began,
   least(
     coalesce(upper(e.span), 'infinity'),
     (select min(s.began) from chaos.stops s
@@ -54,7 +55,18 @@ select e.id, e.job, e.lease, e.lock, lower(e.span) as began,
        and ({lenient} or exists (select from chaos.stops s where s.pid = e.pid and s.ended is not null)))
   ) as ended
 from chaos.executions e
-where e.lock is not null and e.lease is not null
+where e.lease is not null
+"""
+
+#: When jobs had a key of waiting, or of unfinished, jobs.
+_KEYED = """
+select t.job, t.key, t.at as since, coalesce(t.left_at, 'infinity') as until
+from (
+  select t.job, t.became, t.waiting_key, coalesce(t.waiting_key, t.unique_key) as key, t.at,
+    lead(t.at) over (partition by t.job order by t.id) as left_at
+  from chaos.transitions t
+) t
+where t.became = 'todo' or t.became = 'doing' and t.waiting_key is null
 """
 
 _CHECKS: list[tuple[str, str, str]] = [
@@ -65,7 +77,7 @@ _CHECKS: list[tuple[str, str, str]] = [
     ("I3", "a job succeeded without its effect", f"""
         select id from ({_JOBS}) j where status = 'succeeded'
           and task_name in ('work', 'work_thread', 'work_process', 'flaky', 'die_after_effect', 'hang_once',
-                            'wait_for_gate', 'block', 'endure')
+                            'wait_for_gate', 'block', 'endure', 'limited', 'paced', 'batch_over')
           and not exists (select from chaos.effects e where e.key = j.args ->> 'key')
      """),
     ("I3", "an effect of no job", f"""
@@ -73,7 +85,7 @@ _CHECKS: list[tuple[str, str, str]] = [
         where not exists (select from ({_JOBS}) j where j.args ->> 'key' = e.key)
      """),
     ("I4", "two runs of one lock at once", f"""
-        with run as materialized (select * from ({_RUNS}) r where ended > began)
+        with run as materialized (select * from ({_RUNS}) r where lock is not null and ended > began)
         select a.lock, a.job, b.job, a.began, a.ended, b.began from run a join run b
           on a.lock = b.lock and a.id < b.id and tstzrange(a.began, a.ended) && tstzrange(b.began, b.ended)
      """),
@@ -162,6 +174,54 @@ _CHECKS: list[tuple[str, str, str]] = [
     ("I10", "ended jobs are left in the hot table", """
         select id, status from public.procrastinate_jobs where status in ('succeeded', 'cancelled', 'aborted')
      """),
+    ("I13", "more runs at once than a limit allows", f"""
+        with run as materialized (
+          select r.*, l.name, l.max_running from ({_RUNS}) r
+          join procjobs.limits l on l.task = r.task and l.key is null and l.max_running is not null
+          where r.ended > r.began
+        )
+        select a.name, a.job, a.began, array_agg(b.job) from run a
+        join run b on b.name = a.name and b.began <= a.began and b.ended > a.began
+        group by a.name, a.job, a.id, a.began, a.max_running
+        having count(*) > a.max_running
+     """),
+    ("I13", "more starts within a period than a rate allows", """
+        with start as materialized (
+          select l.name, l.rate, l.per, t.job, t.started from chaos.transitions t
+          join procjobs.limits l on l.task = t.task and l.key is null and l.rate is not null
+          where t.became = 'doing' and t.started is not null
+        )
+        select a.name, a.started, count(*) from (select distinct name, rate, per, started from start) a
+        join start b on b.name = a.name and b.started > a.started - a.per and b.started <= a.started
+        group by a.name, a.rate, a.started
+        having count(*) > a.rate
+     """),
+    ("I14", "two jobs with one unique key", f"""
+        with keyed as materialized (select * from ({_KEYED}) k where key is not null and since < until)
+        select a.key, a.job, b.job, a.since, b.since from keyed a
+        join keyed b on b.key = a.key and b.job > a.job and a.since < b.until and b.since < a.until
+     """),
+    ("I15", "a batch that is over and has not one callback", f"""
+        select b.id, array_agg(j.id) from procjobs.job_batches b
+        left join ({_JOBS}) j on j.args ->> 'key' = b.on_finish -> 'args' ->> 'key'
+        where b.sealed_at is not null and b.on_finish is not null
+        group by b.id having count(j.id) <> 1
+     """),
+    ("I15", "a callback came before all jobs of its batch had ended", f"""
+        with ended as (
+          select t.job, min(t.at) as at from chaos.transitions t
+          where t.was in ('todo', 'doing') and (t.became is null or t.became = 'failed') group by t.job
+        ),
+        born as (
+          select t.job, min(t.at) as at from chaos.transitions t where t.was is null group by t.job
+        )
+        select b.id, j.id, c.id from procjobs.job_batches b
+        join ({_JOBS}) j on j.batch = b.id
+        join ({_JOBS}) c on c.args ->> 'key' = b.on_finish -> 'args' ->> 'key'
+        join born on born.job = c.id
+        left join ended on ended.job = j.id
+        where ended.at is null or ended.at > born.at
+     """),
     ("I11", "arguments in errors or events", f"""
         select job_id from procjobs.job_attempts a where a::text like '%{CANARY}%'
         union all select job_id from procjobs.job_events e where e::text like '%{CANARY}%'
@@ -170,8 +230,11 @@ _CHECKS: list[tuple[str, str, str]] = [
 
 
 def drained(sql: Sql) -> bool:
-    """Whether nothing waits and nothing runs."""
-    return not sql.one("select exists (select from public.procrastinate_jobs where status in ('todo', 'doing'))")
+    """Whether nothing waits, nothing runs, and no batch is about to be over."""
+    return not sql.one(
+        "select exists (select from public.procrastinate_jobs where status in ('todo', 'doing')) "
+        "or exists (select from procjobs.job_batches where sealed_at is not null and finished_at is null)"
+    )
 
 
 def violations(
@@ -208,10 +271,13 @@ def _against(sql: Sql, account: Account) -> Iterable[Violation]:
     jobs = dict(sql(f"select id, args ->> 'key' from ({_JOBS}) j where not args ? 'slot'"))
     acknowledged = account.acknowledged
     lost = [(key, job) for key, job in acknowledged.items() if jobs.get(job) != key]
+    there = set(jobs.values())
     checks: list[tuple[str, str, Callable[[], list[Any]]]] = [
         ("I1", "acknowledged and lost", lambda: lost),
+        ("I15", "a callback of a batch that was acknowledged is lost", lambda: sorted(account.promised - there)),
         ("I2", "nobody enqueued it", lambda: [k for k in jobs.values() if k not in account.attempted]),
         ("I2", "refused and there nevertheless", lambda: [k for k in jobs.values() if k in account.refused]),
+        ("I2", "a duplicate and there nevertheless", lambda: [k for k in jobs.values() if k in account.duplicates]),
     ]
     return [Violation(name, what, tuple(rows)) for name, what, check in checks if (rows := check())]
 

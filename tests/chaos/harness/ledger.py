@@ -21,11 +21,15 @@ class Account:
     acknowledged: dict[str, int] = field(default_factory=dict)
     #: The database said no: nothing may be there.
     refused: set[str] = field(default_factory=set)
+    #: The database said that another job has its unique key: nothing may be there.
+    duplicates: set[str] = field(default_factory=set)
+    #: Callbacks of batches that the database acknowledged: there when everything has come to rest.
+    promised: set[str] = field(default_factory=set)
 
     @property
     def unknown(self) -> set[str]:
         """The answer never came: one job may be there, or none."""
-        return self.attempted - self.refused - self.acknowledged.keys()
+        return self.attempted - self.refused - self.duplicates - self.promised - self.acknowledged.keys()
 
 
 class Ledger:
@@ -45,6 +49,14 @@ class Ledger:
 
     def refused(self, keys: Sequence[str]) -> None:
         self._write({"step": "refused", "keys": list(keys)})
+
+    def duplicates(self, keys: Sequence[str]) -> None:
+        """Another job has their unique key."""
+        self._write({"step": "duplicates", "keys": list(keys)})
+
+    def promised(self, keys: Sequence[str]) -> None:
+        """Callbacks of batches that were acknowledged."""
+        self._write({"step": "promised", "keys": list(keys)})
 
     def unknown(self, keys: Sequence[str]) -> None:
         self._write({"step": "unknown", "keys": list(keys)})
@@ -68,6 +80,10 @@ class Ledger:
                         account.acknowledged.update(zip(entry["keys"], entry["jobs"], strict=True))
                     case "refused":
                         account.refused.update(entry["keys"])
+                    case "duplicates":
+                        account.duplicates.update(entry["keys"])
+                    case "promised":
+                        account.promised.update(entry["keys"])
         return account
 
     def close(self) -> None:

@@ -31,6 +31,9 @@ from tests.chaos.soak.faults import Faults
 #: Seconds: whoever has not recovered by then will not.
 PATIENCE = 60.0
 MOST_WAITING = 500
+#: Of the jobs under a limit, at once; of those under a rate, a second.
+MOST_RUNNING = 2
+MOST_STARTS = 5
 
 
 @dataclass
@@ -55,6 +58,12 @@ class Report:
     doubled: int = 0
     crashes: int = 0
     claims: int = 0
+    limited: int = 0
+    limited_at_once: int = 0
+    paced: int = 0
+    paced_a_second: int = 0
+    duplicates: int = 0
+    batches: int = 0
     recovery_p50: float = 0.0
     recovery_max: float = 0.0
     slowest: list[str] = field(default_factory=list)
@@ -81,6 +90,9 @@ jobs     {self.acknowledged} acknowledged, {self.refused} refused
 unknown  {self.unknown}, {self.unknown_there} of them there
 ended    {ended}
 runs     {self.runs} of {self.claims} claims; {self.jobs_run_again} jobs ran again, {self.crashes} crashes
+limited  {self.limited} runs, {self.limited_at_once} at once where {MOST_RUNNING} may
+paced    {self.paced} starts, {self.paced_a_second} within a second where {MOST_STARTS} may
+unique   {self.duplicates} jobs were there already; {self.batches} batches are over
 effects  {self.effects}, {self.effects_repeated} repeated by another run and absorbed by their key
 lost     {self.lost}
 doubled  {self.doubled}
@@ -94,18 +106,26 @@ wrong    {wrong}
 
 def jobs(dice: random.Random) -> list[dict[str, Any]]:
     """One transaction's jobs, of every kind."""
-    kinds = ["work"] * 27 + ["work_thread"] * 12 + ["flaky"] * 9 + ["work_process"]
+    kinds = ["work"] * 25 + ["work_thread"] * 10 + ["flaky"] * 9 + ["limited"] * 3 + ["paced"] * 3 + ["work_process"]
     made = []
     for _ in range(dice.randrange(1, 12)):
         task = dice.choice(kinds)
         job: dict[str, Any] = {"task": task, "priority": dice.choice([0, 0, 0, 5])}
         if dice.random() < 0.3:
             job["lock"] = f"lock {dice.randrange(40)}"
+        if dice.random() < 0.03:
+            job |= {"unique_key": f"unfinished {dice.randrange(5)}"}
+        elif dice.random() < 0.03:
+            job |= {"unique_key": f"waiting {dice.randrange(5)}", "unique_while": "waiting"}
         if task == "flaky":
             job["args"] = {"failures": dice.randrange(4)}
+        elif task == "limited":
+            job["args"] = {"seconds": round(dice.uniform(0, 0.5), 3)}
         elif dice.random() < 0.5:
             job["args"] = {"seconds": round(dice.uniform(0, 0.1), 3)}
         made.append(job)
+    if dice.random() < 0.05:
+        made[0]["batch"] = True
     return made
 
 
@@ -229,6 +249,19 @@ class Soak:
         )
         report.crashes = sql.one("select count(*) from procjobs.job_attempts where outcome = 'crashed'")
         report.claims = sql.one("select count(*) from chaos.transitions where became = 'doing'")
+        report.limited = sql.one("select count(*) from chaos.executions where task = 'limited'")
+        report.paced = sql.one("select count(*) from chaos.transitions where task = 'paced' and became = 'doing'")
+        report.limited_at_once = sql.one(
+            "select coalesce(max(n), 0) from (select sum(case when became = 'doing' then 1 else -1 end) over (order by "
+            "at, id) as n from chaos.transitions where task = 'limited' and 'doing' in (was, became)) held"
+        )
+        report.paced_a_second = sql.one(
+            "select coalesce(max((select count(*) from chaos.transitions o where o.task = 'paced' and o.started > "
+            "t.started - interval '1 second' and o.started <= t.started)), 0) "
+            "from chaos.transitions t where t.task = 'paced'"
+        )
+        report.duplicates = len(account.duplicates)
+        report.batches = sql.one("select count(*) from procjobs.job_batches where finished_at is not null")
         if self._recoveries:
             report.recovery_p50 = statistics.median(seconds for seconds, _ in self._recoveries)
             report.recovery_max = max(self._recoveries)[0]
@@ -244,6 +277,8 @@ def soak(minutes: float, seed: int, workers: int, folder: Path) -> Report:
         try:
             faults = Faults(site, server, proxy, dice, workers)
             run = Soak(site, faults, dice, report)
+            site.sql("select procjobs.set_limit('limited', task => 'limited', max_running => %s)", MOST_RUNNING)
+            site.sql("select procjobs.set_limit('paced', task => 'paced', rate => %s, per => '1 second')", MOST_STARTS)
             faults.fill()
 
             pace = Pace(dsn)
