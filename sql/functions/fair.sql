@@ -263,6 +263,123 @@ $$;
 comment on function procjobs.choose_in_turn(text, integer) is
   'The next jobs of a fair queue: one of each tenant in turn, within a tenant by priority and id; the next claim goes on where this one ended.';
 
+create or replace function procjobs.held_tenants(p_key text, p_queue text, p_after text, p_max_tenants integer)
+returns text[]
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+set enable_bitmapscan = off
+as $$
+declare
+  v_found text[] := '{}'::text[];
+  v_at text := p_after;
+  v_round integer := 1;
+begin
+  -- A loose index scan: one probe a tenant, from p_after on, and then from the first.
+  while cardinality(v_found) < p_max_tenants loop
+    select j.pj_tenant
+    into v_at
+    from public.procrastinate_jobs j
+    where j.status = 'todo'
+      and j.pj_waits_for = 'limit'
+      and j.pj_tenant is not null
+      and j.pj_held_by = p_key
+      and j.queue_name = p_queue
+      and j.pj_tenant > v_at
+    order by j.pj_tenant
+    limit 1;
+    if found and (v_round = 1 or v_at <= p_after) then
+      v_found := v_found || v_at;
+    elsif v_round = 1 then
+      v_round := 2;
+      v_at := '';
+    else
+      exit;
+    end if;
+  end loop;
+  return v_found;
+end
+$$;
+comment on function procjobs.held_tenants(text, text, text, integer) is
+  'The next tenants after one, in the order of their names and round, that have a job in a queue that waits for this key of a limit.';
+
+create or replace function procjobs.held_in_turn(p_key text, p_max_jobs integer)
+returns bigint[]
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+set enable_bitmapscan = off
+as $$
+declare
+  v_most constant integer := least(p_max_jobs, 10000);
+  v_fair constant text[] := array(
+    select s.name::text
+    from procjobs.queue_settings s
+    where s.fair
+      and exists (
+        select
+        from public.procrastinate_jobs j
+        where j.status = 'todo'
+          and j.pj_waits_for = 'limit'
+          and j.pj_tenant is not null
+          and j.pj_held_by = p_key
+          and j.queue_name = s.name
+      )
+  );
+begin
+  if v_fair = '{}' then
+    return null;
+  end if;
+  return array(
+    select line.id
+    from (
+      select own.id, own.place, t.n
+      from procjobs.queue_settings s
+      cross join lateral unnest(procjobs.held_tenants(p_key, s.name, coalesce(s.last_tenant, ''), v_most)) with ordinality as t(tenant, n)
+      cross join lateral (
+        select j.id, row_number() over (order by j.priority desc, j.id) as place
+        from (
+          select i.id, i.priority
+          from public.procrastinate_jobs i
+          where i.status = 'todo'
+            and i.pj_waits_for = 'limit'
+            and i.pj_tenant is not null
+            and i.pj_held_by = p_key
+            and i.queue_name = s.name
+            and i.pj_tenant = t.tenant
+          order by i.priority desc, i.id
+          limit v_most
+        ) j
+      ) own
+      where s.name = any (v_fair)
+      union all
+      -- Those of nobody are one tenant more, as far as they are among the first; so are those of other queues under this key.
+      select o.id, row_number() over (partition by o.queue_name order by o.priority desc, o.id), 0
+      from (
+        select j.id, j.priority, j.queue_name, j.pj_tenant
+        from public.procrastinate_jobs j
+        where j.status = 'todo'
+          and j.pj_waits_for = 'limit'
+          and j.pj_held_by = p_key
+        order by j.priority desc, j.id
+        limit greatest(1000, v_most)
+      ) o
+      where o.pj_tenant is null
+         or o.queue_name <> all (v_fair)
+    ) line
+    order by line.place, line.n, line.id
+    limit v_most
+  );
+end
+$$;
+comment on function procjobs.held_in_turn(text, integer) is
+  'Which of the jobs that wait for a key of a limit go next where some are in a fair queue: one of each tenant in turn, after the tenant who came '
+  'last. Null: none is in such a queue.';
+
 create or replace function procjobs.choose_by_age(p_queue text, p_max_jobs integer, p_ageing interval)
 returns bigint[]
 language sql

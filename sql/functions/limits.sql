@@ -337,24 +337,40 @@ set jit = off
 set plan_cache_mode = force_generic_plan
 as $$
 declare
+  v_fair boolean := exists (select from procjobs.queue_settings s where s.fair);
   v_count integer;
   v_queues text[];
   v_locks text[];
 begin
-  with head as (
-    select held.id
+  with free as materialized (
+    select r.key, r.room, case when v_fair then procjobs.held_in_turn(r.key, r.room) end as in_turn
     from procjobs.limit_room(p_keys, procjobs.clock()) r
+    where r.room > 0
+  ),
+  head as (
+    select held.id
+    from free f
     cross join lateral (
       select j.id
       from public.procrastinate_jobs j
       where j.status = 'todo'
         and j.pj_waits_for = 'limit'
-        and j.pj_held_by = r.key
+        and j.pj_held_by = f.key
       order by j.priority desc, j.id
-      limit r.room
+      limit f.room
       for update skip locked
     ) held
-    where r.room > 0
+    where f.in_turn is null
+    union all
+    select held.id
+    from (
+      select j.id
+      from public.procrastinate_jobs j
+      where j.id = any (array(select unnest(f.in_turn) from free f))
+        and j.status is not distinct from 'todo'
+        and j.pj_waits_for is not distinct from 'limit'
+      for update skip locked
+    ) held
   ),
   promoted as (
     update public.procrastinate_jobs
@@ -378,7 +394,7 @@ begin
 end
 $$;
 comment on function procjobs.promote_limits(text[]) is
-  'Makes as many jobs claimable as there is room for under each of these keys, by priority and id. Returns how many.';
+  'Makes as many jobs claimable as there is room for under each of these keys, by priority and id, of fair queues in turn. Returns how many.';
 
 create or replace function procjobs.held_keys()
 returns setof text

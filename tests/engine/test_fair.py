@@ -197,6 +197,29 @@ def test_a_limit_of_a_fair_queue_holds_and_its_first_places_go_round(fleet: Flee
     assert order[0] == ["big", "mid", "tiny"]
 
 
+@pytest.mark.parametrize("most", [1, 3])
+@pytest.mark.parametrize("small", [("mid", "tiny"), ("mid", None)])
+def test_the_places_that_a_limit_of_a_fair_queue_frees_go_round(
+    fleet: Fleet, worker: int, sql: Sql, most: int, small: tuple[str | None, ...]
+) -> None:
+    """However many jobs one tenant has among those that wait for it."""
+    sql("select procjobs.set_queue('default', fair => true)")
+    sql("select procjobs.set_limit('l', queue => 'default', max_running => %s)", most)
+    defer_for(fleet, "big", 30)
+    for tenant in small:
+        defer_for(fleet, tenant, 4)
+    order: list[str | None] = []
+    while running := fleet.claim(worker, 10):
+        whose = dict(sql("select id, pj_tenant from procrastinate_jobs where status = 'doing'"))
+        assert len(running) == len(whose) <= most
+        order += [whose[claim.id] for claim in running]
+        fleet.finish(*running)
+    assert len(order) == 38
+    # The first claim looks further than it may start, so that its round begins anew.
+    for tenant in small:
+        assert order[:14].count(tenant) == 4, order
+
+
 def test_a_tenant_at_its_limit_in_a_fair_queue_hides_nobody(fleet: Fleet, worker: int, sql: Sql) -> None:
     sql("select procjobs.set_queue('default', fair => true)")
     sql("select procjobs.set_limit('l', queue => 'default', key => 'tenant', max_running => 2)")
