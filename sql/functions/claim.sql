@@ -153,6 +153,7 @@ set jit = off
 set enable_bitmapscan = off
 as $$
 declare
+  v_began constant double precision := procjobs.stopwatch();
   v_now timestamptz := procjobs.clock();
   v_queues text[];
   v_context record;
@@ -273,7 +274,8 @@ begin
     from taken s
     order by s.priority desc, s.id;
     get diagnostics v_count = row_count;
-    if v_chosen is null and v_count = p_max_jobs and v_count >= 50 then
+    -- Not after each single job of an idle queue, whose claim it would make longer.
+    if v_chosen is null and v_count = p_max_jobs and (v_count > 1 or procjobs.stopwatch() - v_began > 0.002) then
       perform procjobs.find_front(v_queues[1]);
     end if;
     if v_count = p_max_jobs

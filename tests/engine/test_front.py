@@ -205,16 +205,31 @@ def test_under_an_open_transaction_a_claim_reads_no_more_than_without_one(
     assert fleet.claim_ids(worker, 500) == list(range(jobs - 499, jobs + 1))
 
 
-def test_only_large_claims_that_find_all_they_want_look_how_long_the_way_to_the_front_is(fleet: Fleet) -> None:
-    fleet.defer_many(2 * FULL)
+def test_only_claims_that_find_all_they_want_look_how_long_the_way_to_the_front_is(fleet: Fleet) -> None:
+    fleet.defer_many(5)
     worker = fleet.worker()
-    fleet.claim(worker, 40)
+    assert len(fleet.claim(worker, 6)) == 5
     assert known(fleet.sql) is None
-    assert len(fleet.claim(worker, 2 * FULL)) == 2 * FULL - 40
-    assert known(fleet.sql) is None
-    fleet.defer_many(2 * FULL)
-    fleet.claim(worker, FULL)
+    fleet.defer_many(5)
+    fleet.claim(worker, 5)
     assert known(fleet.sql) is not None
+
+
+def test_a_claim_of_one_job_looks_only_if_it_took_long(fleet: Fleet) -> None:
+    fleet.defer_many(30)
+    worker = fleet.worker()
+
+    def looked() -> bool:
+        fleet.sql("select set_config('procjobs.front', '', false)")
+        fleet.claim(worker, 1)
+        return known(fleet.sql) is not None
+
+    assert not all(looked() for _ in range(20))  # one of them was quick, however busy the machine is
+    fleet.sql(
+        "create function tired() returns trigger language plpgsql as 'begin perform pg_sleep(0.003); return new; end'"
+    )
+    fleet.sql("create trigger tired before update on procrastinate_jobs for each row execute function tired()")
+    assert looked()
 
 
 def test_where_jobs_had_to_be_judged_a_moment_ago_the_next_claim_judges_at_once(fleet: Fleet) -> None:
