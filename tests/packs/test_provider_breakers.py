@@ -111,22 +111,24 @@ async def test_it_opens_at_its_threshold_and_one_probe_closes_it(
     sql("update procjobs_demo.recipients set slack = %s", slack)
     name = "apprise oncall" if method == "apprise" else method
     failures, _ = OUT_OF_THE_BOX.get(name, TARGET)
-    others = 5
-    notifications = [enqueue(sql, facts, method) for _ in range(failures + others)]
+    notifications = [enqueue(sql, facts, method) for _ in range(failures + 7)]
     app = app_of(dsn, server, **settings)
 
     server.answers = [down] * 100
     await work(app, 1)
-    assert (state(sql, name), len(server.taken)) == ("open", failures)
+    tried = len(server.taken)
+    others = len(notifications) - tried
+    # What the worker held ahead when it opened, some milliseconds of work, is tried too.
+    assert state(sql, name) == "open" and failures <= tried < failures + 7
     assert waiting(sql, name) == [(0, others)]
     assert sql("select kind, subject from procjobs.alerts where closed_at is null") == [("breaker_open", name)]
 
     cool_down(sql, name)
     await work(app, 10)
-    assert (state(sql, name), len(server.taken)) == ("open", failures + 1), "one tried, and failed"
+    assert (state(sql, name), len(server.taken)) == ("open", tried + 1), "one tried, and failed"
     assert sql.one("select openings from procjobs.breakers where name = %s", name) == 2
     assert sql("select attempts, count(*)::int from public.procrastinate_jobs group by 1 order by 1") == [
-        (0, others), (1, failures)
+        (0, others), (1, tried)
     ]  # fmt: skip
 
     cool_down(sql, name)
@@ -136,14 +138,14 @@ async def test_it_opens_at_its_threshold_and_one_probe_closes_it(
         await eventually(lambda: server.held == 1)
         assert waiting(sql, name) == [(0, others - 1)], "while it tries the others wait"
         server.released.set()
-        await eventually(lambda: len(server.taken) == failures + 1 + others)
+        await eventually(lambda: len(server.taken) == tried + 1 + others)
         assert state(sql, name) == "closed"
         due(sql)
         sent = "select count(*) from procjobs.notification_jobs where status = 'sent'"
         await eventually(lambda: sql.one(sent) == len(notifications))
         worker.cancel()
         await asyncio.gather(worker, return_exceptions=True)
-    assert len(server.taken) == 2 * failures + 1 + others
+    assert len(server.taken) == 2 * tried + 1 + others
     assert sql("select kind from procjobs.alerts where closed_at is null") == []
 
 
