@@ -153,7 +153,6 @@ set jit = off
 set enable_bitmapscan = off
 as $$
 declare
-  v_began constant double precision := procjobs.stopwatch();
   v_now timestamptz := procjobs.clock();
   v_queues text[];
   v_context record;
@@ -215,7 +214,7 @@ begin
   if v_chosen is not null then
     v_queues := v_front[1:1];
   elsif cardinality(p_queues) = 1 then
-    v_queues := array(select q from unnest(p_queues) q where q <> all (v_context.paused));
+    v_queues := case when p_queues[1] <> all (v_context.paused) then p_queues end;
   else
     -- In the order of their first jobs.
     select
@@ -275,7 +274,7 @@ begin
     order by s.priority desc, s.id;
     get diagnostics v_count = row_count;
     -- Not after each single job of an idle queue, whose claim it would make longer.
-    if v_chosen is null and v_count = p_max_jobs and (v_count > 1 or procjobs.stopwatch() - v_began > 0.002) then
+    if v_chosen is null and v_count = p_max_jobs and (v_count > 1 or procjobs.stopwatch() - extract(epoch from v_now) > 0.002) then
       perform procjobs.find_front(v_queues[1]);
     end if;
     if v_count = p_max_jobs
