@@ -325,7 +325,7 @@ language sql
 set search_path = pg_catalog, pg_temp
 as $$
   select procjobs.register_sql_task(
-    'SEND_NOTIFICATION', 'procjobs.enqueue_notification_job', queue => 'notifications', max_attempts => 3, backoff_base => '1 minute',
+    'SEND_NOTIFICATION', 'procjobs.enqueue_notification_job', max_attempts => 3, backoff_base => '1 minute',
     timeout => '1 minute')
 $$;
 comment on function procjobs.declare_notifications() is

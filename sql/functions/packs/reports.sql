@@ -234,7 +234,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   perform procjobs.register_sql_task(
-    t.name, t.routine, queue => 'notifications', priority => 5, max_attempts => t.runs, backoff_base => '1 minute', timeout => '10 minutes')
+    t.name, t.routine, queue => 'reports', priority => 5, max_attempts => t.runs, backoff_base => '1 minute', timeout => '10 minutes')
   from (values
     ('procjobs.create_daily_reports', 'procjobs.create_daily_reports', 1),
     ('GENERATE_REPORT', 'procjobs.generate_report', 3)
