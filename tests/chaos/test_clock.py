@@ -39,10 +39,11 @@ def test_28_the_databases_clock_jumps_by_an_hour(site: Site, hours: int) -> None
     database = site.sql.one("select current_database()")
     site.sql(f"create function chaos.shifted() returns timestamptz language sql stable as "
              f"$$ select statement_timestamp() + interval '{hours} hours' $$")  # fmt: skip
-    site.sql("""create or replace function procjobs.clock() returns timestamptz language sql stable parallel safe
-                as 'select chaos.shifted()'""")
+    # First the rights: a worker that asks in between would end, and with reason.
     site.sql("grant usage on schema chaos to public")
     site.sql("grant execute on function chaos.shifted() to public")
+    site.sql("""create or replace function procjobs.clock() returns timestamptz language sql stable parallel safe
+                as 'select chaos.shifted()'""")
     more = site.client.enqueue("work", 20)
     site.ended(more)
     site.open_gate()
