@@ -23,6 +23,7 @@ _LIMITS: tuple[Column, ...] = (
     ("started", "started", text),
     ("of", "rate", text),
     ("per", "per", text),
+    ("counts", "rate_counts", text),
     ("next at", "resets_at", when),
     ("waiting", "waiting", text),
     ("excess", "on_excess", text),
@@ -77,6 +78,12 @@ def _list_limits(dsn: str | None, data: str | None, as_json: bool) -> None:
 @click.option("--max-running", type=click.IntRange(0), help="Jobs that may run at once.")
 @click.option("--rate", type=click.IntRange(1), help="Starts within any --per.")
 @click.option("--per", type=Span(), metavar="SPAN", help="The period of the rate, e.g. 1s, 5m.")
+@click.option(
+    "--rate-counts",
+    type=click.Choice(["starts", "runs"]),
+    help="What the rate counts: starts, or runs until --per after their end, so that whoever the jobs call sees no "
+    "more than the rate, either.  [default: as it was, else starts]",
+)
 @click.option(
     "--on-excess",
     type=click.Choice(["wait", "drop", "cancel_oldest"]),

@@ -184,7 +184,7 @@ begin
   elsif p_job.pj_held_by like 'breaker:%' then
     return coalesce(procjobs.breaker_reason(p_job), 'its breaker is closed: the next round of upkeep lets it go');
   end if;
-  select l.name, l.key, l.max_running, l.rate, l.per, r.room, r.resets_at, s.key as met,
+  select l.name, l.key, l.max_running, l.per, l.rate_counts, r.room, r.counted, r.resets_at, s.key as met,
     (select count(*) from procjobs.limit_grants g where g.key = s.key) as running
   into v_use
   from procjobs.limit_state s
@@ -201,7 +201,8 @@ begin
       when v_use.key is not null then format(' for its %s', v_use.key) end),
     case when v_use.running >= v_use.max_running then format('%s of %s run', v_use.running, v_use.max_running) end,
     case when v_use.resets_at is not null then format(
-      '%s started within %s, the next may at %s', v_use.rate, procjobs.say_span(v_use.per), procjobs.say_time(v_use.resets_at)) end,
+      '%s %s within %s, the next may at %s', v_use.counted, case v_use.rate_counts when 'runs' then 'run or ended' else 'started' end,
+      procjobs.say_span(v_use.per), procjobs.say_time(v_use.resets_at)) end,
     case when v_use.room > 0 then 'there is room again: the next round of upkeep lets it go' end);
 end
 $$;

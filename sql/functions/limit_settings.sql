@@ -18,7 +18,7 @@ begin
       on procjobs.limit_applies(l, j.task_name, j.queue_name, j.pj_tags)
     cross join lateral (select procjobs.limit_key(l.name, l.key, j.pj_tenant, j.lock, j.args) as key offset 0) k
     where l.name = p_name
-      and l.max_running is not null
+      and (l.max_running is not null or l.rate_counts = 'runs')
       and l.breaker is null  -- only a probe counts for it
       and j.status = 'doing'
       and k.key is not null
@@ -48,6 +48,7 @@ $$;
 comment on function procjobs.count_running(text) is 'Gives the jobs that run already their grants of a limit that is new or changed. Returns how many.';
 
 drop function if exists procjobs.set_limit(text, text, text, text, integer, integer, interval, text);
+drop function if exists procjobs.set_limit(text, text, text, text, integer, integer, interval, text, text);
 create or replace function procjobs.set_limit(
   name text,
   task text default null,
@@ -57,7 +58,8 @@ create or replace function procjobs.set_limit(
   rate integer default null,
   per interval default null,
   on_excess text default 'wait',
-  reason text default null
+  reason text default null,
+  rate_counts text default null
 )
 returns boolean
 language plpgsql
@@ -66,6 +68,11 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_changed boolean;
+  -- What it was, if it is not said: whoever only raises the rate of mails does not loosen what the mail server was promised.
+  v_counts text := coalesce(
+    set_limit.rate_counts,
+    (select l.rate_counts from procjobs.limits l where l.name = set_limit.name and set_limit.rate is not null)
+  );
   v_why text := procjobs.give_reason(set_limit.reason);
   v_problem text := case
     when coalesce(length(set_limit.name), 0) not between 1 and 100 or set_limit.name like '%:%'
@@ -76,6 +83,8 @@ declare
     when set_limit.rate < 1 then 'rate is less than 1'
     when (set_limit.rate is null) <> (set_limit.per is null) then 'a rate is a number of starts and a period: rate and per go together'
     when set_limit.per <= interval '0' then 'per is not a positive length of time'
+    when v_counts not in ('starts', 'runs') then 'rate_counts is not known'
+    when v_counts is not null and set_limit.rate is null then 'rate_counts says what a rate counts, and it has none'
     when set_limit.on_excess is null or set_limit.on_excess not in ('wait', 'drop', 'cancel_oldest') then 'on_excess is not known'
     when set_limit.on_excess = 'cancel_oldest' and set_limit.max_running is null then 'only max_running can be met by cancelling the oldest'
     when set_limit.key not in ('tenant', 'lock') and set_limit.key !~ '^args(\.[^.]+)+$' then 'the key is not known'
@@ -86,19 +95,20 @@ begin
       using errcode = 'PJ009',
             detail = v_problem,
             hint = 'For example: select procjobs.set_limit(''smtp'', queue => ''mail'', rate => 50, per => ''1 second''); '
-              'key is tenant, lock or a path such as args.user_id; on_excess is wait, drop or cancel_oldest.';
+              'key is tenant, lock or a path such as args.user_id; on_excess is wait, drop or cancel_oldest; rate_counts is starts or runs.';
   end if;
 
-  insert into procjobs.limits as l (name, task, queue, key, max_running, rate, per, on_excess, set_at)
+  insert into procjobs.limits as l (name, task, queue, key, max_running, rate, per, rate_counts, on_excess, set_at)
   values (
     set_limit.name, set_limit.task, set_limit.queue, set_limit.key, set_limit.max_running, set_limit.rate,
-    set_limit.per, set_limit.on_excess, procjobs.clock()
+    set_limit.per, v_counts, set_limit.on_excess, procjobs.clock()
   )
   on conflict on constraint limits_pkey do update
   set task = excluded.task, queue = excluded.queue, key = excluded.key, max_running = excluded.max_running,
-      rate = excluded.rate, per = excluded.per, on_excess = excluded.on_excess, set_at = excluded.set_at, set_by = session_user
-  where (l.task, l.queue, l.key, l.max_running, l.rate, l.per, l.on_excess) is distinct from (
-    excluded.task, excluded.queue, excluded.key, excluded.max_running, excluded.rate, excluded.per, excluded.on_excess
+      rate = excluded.rate, per = excluded.per, rate_counts = excluded.rate_counts, on_excess = excluded.on_excess, set_at = excluded.set_at, set_by = session_user
+  where (l.task, l.queue, l.key, l.max_running, l.rate, l.per, l.rate_counts, l.on_excess) is distinct from (
+    excluded.task, excluded.queue, excluded.key, excluded.max_running, excluded.rate, excluded.per, excluded.rate_counts,
+    excluded.on_excess
   )
   returning true into v_changed;
   perform procjobs.give_reason(v_why);
@@ -110,8 +120,9 @@ begin
   return coalesce(v_changed, false);
 end
 $$;
-comment on function procjobs.set_limit(text, text, text, text, integer, integer, interval, text, text) is
+comment on function procjobs.set_limit(text, text, text, text, integer, integer, interval, text, text, text) is
   'Limits the jobs of a task, of a queue, or of a task in a queue, over the whole fleet, at once: max_running at a time, and rate starts within any span of per. '
+  'rate_counts: starts, or runs, each until per after its end, so that whoever the jobs call sees no more than rate within any span, either (null: as it was, else starts). '
   'With key (tenant, lock, args.user_id) each value has a count of its own. Excess waits (wait), ends as cancelled (drop), or takes the place of the oldest (cancel_oldest). '
   'The same name again changes the limit; false if it was so already; the reason goes to procjobs.setting_log. Jobs that run already go on, and count. Definer: the admin role has no rights on tables.';
 
@@ -140,6 +151,7 @@ begin
   )
   select array_agg(g.key) into v_keys from gone g;
   delete from procjobs.limit_grants g where g.key = any (v_keys);
+  delete from procjobs.limit_ends e where procjobs.limit_name_of(e.key) = drop_limit.name;
   perform procjobs.unhold_jobs(v_keys);
   return v_found;
 end
@@ -159,6 +171,11 @@ begin
   delete from procjobs.limit_grants g
   where not exists (
     select from public.procrastinate_jobs j where j.id = g.job_id and j.status is not distinct from 'doing'
+  );
+
+  delete from procjobs.limit_ends e
+  where not exists (
+    select from procjobs.limits l where l.name = procjobs.limit_name_of(e.key) and e.at > procjobs.clock() - l.per
   );
 
   delete from procjobs.limit_state

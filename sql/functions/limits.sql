@@ -1,5 +1,5 @@
 -- Limits over the whole fleet: how many jobs run at once, and how many start within a period.
--- Owns:        limits, limit_state, limit_grants; procrastinate_jobs.pj_held_by of jobs that wait for a limit.
+-- Owns:        limits, limit_state, limit_grants, limit_ends; procrastinate_jobs.pj_held_by of jobs that wait for a limit.
 -- Lock order:  procrastinate_jobs (rows of this claim), limit_state by key, limit_grants.
 -- The claim takes the state rows of the keys it meets, counts, and takes no more than there is room for, in one transaction:
 -- exact over any number of workers. Grants end in the transaction in which the job stops running, whoever stops it
@@ -41,15 +41,34 @@ $$;
 comment on function procjobs.limit_applies(procjobs.limits, text, text, text[]) is
   'Whether a limit is for jobs of this task, queue and tags. Without a SET clause, so that the planner can inline it.';
 
+create or replace function procjobs.limit_name_of(p_key text)
+returns text
+language sql
+immutable
+parallel safe
+as $$
+  select split_part(p_key, ':', 1)
+$$;
+comment on function procjobs.limit_name_of(text) is
+  'The limit of a key that limit_key made; names of limits have no colon. Without a SET clause, so that the planner can inline it.';
+
+drop function if exists procjobs.limit_room(text[], timestamptz);
 create or replace function procjobs.limit_room(p_keys text[], p_now timestamptz)
-returns table (key text, room integer, resets_at timestamptz)
+returns table (key text, room integer, counted integer, resets_at timestamptz, more_at timestamptz)
 language sql
 stable
 as $$
   select
     s.key,
-    greatest(0, least(l.max_running - coalesce(running.n, 0), l.rate - recent.n))::integer,
-    case when recent.n >= l.rate then recent.first + l.per end
+    greatest(0, least(l.max_running - coalesce(running.n, 0), l.rate - recent.n, l.rate - lasting.n))::integer,
+    coalesce(lasting.n, recent.n)::integer,
+    greatest(
+      case when recent.n >= l.rate then recent.first + l.per end,
+      -- While none has ended yet: not before one that ends now has been over for so long.
+      case when lasting.n >= l.rate then coalesce(lasting.first, p_now) + l.per end
+    ),
+    case when coalesce(running.n < l.max_running, true)
+      then case when lasting.n is null then coalesce(recent.first, p_now) else coalesce(lasting.first, p_now) end + l.per end
   from procjobs.limit_state s
   join procjobs.limits l on l.name = s.limit_name
   left join (
@@ -60,10 +79,18 @@ as $$
     from unnest(s.starts, s.counts) as c(at, n)
     where c.at > p_now - l.per
   ) recent on l.rate is not null
+  left join lateral (
+    select coalesce(running.n, 0) + count(*) as n, min(e.at) as first
+    from procjobs.limit_ends e
+    where e.key = s.key
+      and e.at > p_now - l.per
+      and l.rate_counts = 'runs'
+  ) lasting on l.rate is not null and l.rate_counts = 'runs'
   where s.key = any (p_keys)
 $$;
 comment on function procjobs.limit_room(text[], timestamptz) is
-  'How many jobs more may start now under each of these keys; resets_at: when the rate lets the next one go, if it is exhausted. '
+  'How many jobs more may start now under each of these keys; counted: what counts for its rate; resets_at: when the rate lets the next one go, if it is '
+  'exhausted, at the earliest; more_at: when the rate has more room than it has now, likewise. A rate that counts runs counts starts too, for those that ended before it did. '
   'Exact only for whoever holds the rows of limit_state. Without a SET clause, so that the planner can inline it.';
 
 create or replace function procjobs.note_starts(p_keys text[], p_counts integer[], p_now timestamptz)
@@ -146,7 +173,7 @@ declare
   v_taken text[];
   v_limit text;
   v_has_rate boolean;
-  v_has_room boolean;
+  v_has_grants boolean;
   v_rated boolean := false;
   v_counting text[];
   v_over bigint[];
@@ -175,15 +202,15 @@ begin
   counted := v_taken;
   at := procjobs.wall_clock();
   -- One limit after the other: what one turns away does not count for the next.
-  for v_limit, v_has_rate, v_has_room in
-    select l.name, l.rate is not null, l.max_running is not null
+  for v_limit, v_has_rate, v_has_grants in
+    select l.name, l.rate is not null, l.max_running is not null or l.rate_counts = 'runs'
     from procjobs.limits l
     where l.name = any (array(select distinct n from unnest(v_names) n))
     order by l.name
   loop
     v_rated := v_rated or v_has_rate;
     -- Grants only of what was judged here: a limit that is set a moment later counts these jobs by itself (count_running), a breaker not at all.
-    if v_has_room then
+    if v_has_grants then
       v_counting := v_counting || v_limit;
     end if;
     with room as materialized (
@@ -516,10 +543,11 @@ language sql
 volatile
 set search_path = pg_catalog, pg_temp
 as $$
-  select extract(epoch from min(r.resets_at) - procjobs.clock())
+  -- Not resets_at: jobs were promoted into the room that there is, and no claim has counted them yet.
+  select extract(epoch from min(r.more_at) - procjobs.clock())
   from procjobs.limit_room(array(select procjobs.held_keys()), procjobs.clock()) r
 $$;
-comment on function procjobs.limits_due_in() is 'Seconds until a rate lets the next waiting job go; null when none waits for a rate.';
+comment on function procjobs.limits_due_in() is 'Seconds until a rate has more room for the jobs that wait; null when none waits for a rate.';
 
 create or replace function procjobs.release_grants(p_job_ids bigint[])
 returns void
@@ -536,6 +564,12 @@ begin
     delete from procjobs.limit_grants
     where job_id = any (p_job_ids)
     returning key
+  ),
+  noted as (
+    insert into procjobs.limit_ends (key, at)
+    select g.key, procjobs.wall_clock()
+    from gone g
+    where procjobs.limit_name_of(g.key) = any (array(select l.name from procjobs.limits l where l.rate_counts = 'runs'))
   )
   select array_agg(distinct key order by key) into v_keys
   from gone;
@@ -550,7 +584,8 @@ begin
   end if;
 end
 $$;
-comment on function procjobs.release_grants(bigint[]) is 'These jobs no longer run: what they held of their limits goes to the next.';
+comment on function procjobs.release_grants(bigint[]) is
+  'These jobs no longer run: what they held of their limits goes to the next; under a rate that counts runs they still count for a while.';
 
 create or replace function procjobs.release_job()
 returns trigger

@@ -166,10 +166,11 @@ as $$
 $$;
 comment on function procjobs.list_workers() is 'procjobs.workers: those that are there, newest first, then those that left.';
 
+drop function if exists procjobs.list_limits();
 create or replace function procjobs.list_limits()
 returns table (
   name text, task text, queue text, key text, max_running integer, running integer, rate integer, per interval, started integer,
-  resets_at timestamptz, waiting integer, on_excess text, set_at timestamptz, set_by text
+  resets_at timestamptz, waiting integer, on_excess text, set_at timestamptz, set_by text, rate_counts text
 )
 language sql
 stable

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tests.chaos.harness.hands import MUTATED, Hands, Mutation
+from tests.processes import wait_for
 
 
 def limited_jobs(hands: Hands) -> None:
@@ -31,6 +32,23 @@ def paced_jobs(hands: Hands) -> None:
     worker = fleet.worker()
     for claim in [claim for _ in range(4) for claim in fleet.claim(worker)]:
         fleet.finish(claim)
+    sql("select procjobs.cancel(id) from procrastinate_jobs")
+
+
+def paced_runs(hands: Hands) -> None:
+    """One claim as soon as another job has ended whose start is longer ago than the rate looks back."""
+    fleet, sql = hands.fleet, hands.site.sql
+    sql("select procjobs.set_limit('one', task => 'work', rate => 1, per => '0.2 s', rate_counts => 'runs')")
+    fleet.defer_many(2)
+    worker = fleet.worker()
+    (first,) = fleet.claim(worker)
+    run = hands.begin(first)
+    over = "select bool_and(pj_started_at < clock_timestamp() - interval '0.2 s') from procrastinate_jobs where id = %s"
+    wait_for(lambda: sql.one(over, first.id))
+    hands.end(run)
+    fleet.finish(first)
+    sql("select procjobs.sweep_limits()")
+    hands.work_off(worker)
     sql("select procjobs.cancel(id) from procrastinate_jobs")
 
 
@@ -79,6 +97,10 @@ MUTATIONS = [
         "starts are not noted", paced_jobs, (), "I13",
         also=NOTHING_IS_NOTED.format(
             act="new.starts := '{}'; new.counts := '{}'; return new", events="insert or update", table="limit_state"),
+    ),
+    Mutation(
+        "ends are not noted", paced_runs, (), "I13",
+        also=NOTHING_IS_NOTED.format(act="return null", events="insert", table="limit_ends"),
     ),
     Mutation(
         "no unique index on keys of waiting jobs", jobs_of_a_key, (), "I14",

@@ -415,6 +415,134 @@ def test_the_state_of_a_key_stays_small(fleet: Fleet, sql: Sql) -> None:
     assert sql.one("select started from procjobs.limit_use where name = 'l'") == 300
 
 
+# -- a rate that counts runs ------------------------------------------------------------------------------------------
+
+
+def limit_runs(fleet: Fleet, **keys: Any) -> None:
+    limit(fleet, rate_counts="runs", **keys)
+
+
+def test_a_run_counts_until_the_period_after_its_end(fleet: Fleet, sql: Sql) -> None:
+    limit_runs(fleet, rate=2, per="10 seconds")
+    jobs = [fleet.defer() for _ in range(5)]
+    worker = fleet.worker(lease=1000)
+    start = sql.one("select clock_timestamp()")
+    at = lambda seconds: fleet.at(sql.one("select %s + make_interval(secs => %s)", start, seconds))  # noqa: E731
+    with at(0):
+        one, other = fleet.claim(worker, 5)
+        assert [one.id, other.id] == jobs[:2] and held(fleet) == 3
+    with at(20):
+        sql("select procjobs.upkeep()")
+        assert fleet.claim(worker, 5) == []  # both run on
+        fleet.finish(one)
+        assert fleet.claim(worker, 5) == []
+        assert sql.one("select procjobs.limits_due_in()") == pytest.approx(10, abs=0.2)
+    with at(25):
+        fleet.finish(other)
+    with at(30.2):
+        sql("select procjobs.upkeep()")
+        assert fleet.claim_ids(worker, 5) == [jobs[2]]
+    with at(34.8):
+        sql("select procjobs.upkeep()")
+        assert fleet.claim(worker, 5) == []
+    with at(35.2):
+        sql("select procjobs.upkeep()")
+        assert fleet.claim_ids(worker, 5) == [jobs[3]]
+
+
+def test_in_no_span_of_the_period_do_more_run_whatever_the_moments(fleet: Fleet, sql: Sql) -> None:
+    limit_runs(fleet, rate=5, per="1 second")
+    fleet.defer_many(200)
+    worker = fleet.worker(lease=1000)
+    seed = random.randrange(1_000_000)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    began = sql.one("select clock_timestamp()")
+    moment, runs, running = 0, [], []  # in milliseconds: from, to
+    while moment < 12_000:
+        moment += chance.choice([1, 10, 50, 300])
+        with fleet.at(sql.one("select %s + make_interval(secs => %s / 1000.0)", began, moment)):
+            sql("select procjobs.sweep_limits()")
+            running += [(moment, claim) for claim in fleet.claim(worker, chance.randint(1, 7))]
+            chance.shuffle(running)
+            for _ in range(chance.randint(0, len(running))):
+                start, claim = running.pop()
+                fleet.finish(claim)
+                runs.append((start, moment))
+    for moment in {start for start, _ in runs}:
+        # Whatever a job does, it does between its start and its end: in the second that ends now at most five do.
+        assert sum(start <= moment and end > moment - 1000 for start, end in runs) <= 5
+    assert len(runs) >= 5 * 6, "and it is used up"
+
+
+@pytest.mark.parametrize("end", ["crashed", "failed", "released", "cancelled", "snoozed"])
+def test_every_end_of_a_run_counts_for_the_period(fleet: Fleet, sql: Sql, end: str) -> None:
+    limit_runs(fleet, rate=1, per="1 hour")
+    fleet.defer(), fleet.defer()
+    worker = fleet.worker()
+    (claim,) = fleet.claim(worker, 1)
+    with fleet.at(sql.one("select clock_timestamp() + interval '3 hours'")):
+        fleet.settle(claim, outcome=end)
+        sql("select procjobs.sweep_limits()")
+        assert sql("select key from procjobs.limit_grants") == []
+        assert fleet.claim(worker, 1) == []
+    with fleet.at(sql.one("select clock_timestamp() + interval '4 hours 1 second'")):
+        sql("select procjobs.sweep_limits()")
+        assert len(fleet.claim(worker, 1)) == 1
+
+
+def test_a_rate_that_counts_starts_is_told_to_count_runs(fleet: Fleet, sql: Sql) -> None:
+    limit(fleet, rate=2, per="1 hour")
+    fleet.defer_many(4)
+    worker = fleet.worker()
+    first, _ = fleet.claim(worker, 2)
+    with fleet.at(sql.one("select clock_timestamp() + interval '2 hours'")):
+        limit_runs(fleet, rate=2, per="1 hour")
+        assert fleet.claim(worker, 2) == []  # what runs already counts
+        fleet.finish(first)
+        assert fleet.claim(worker, 2) == []
+        limit(fleet, rate=3, per="1 hour")
+        assert sql.one("select rate_counts from procjobs.limit_use where name = 'l'") == "runs"
+        assert len(fleet.claim(worker, 2)) == 1
+        limit(fleet, rate=3, per="1 hour", rate_counts="starts")
+        assert len(fleet.claim(worker, 2)) == 1
+
+
+def test_what_ended_before_its_rate_counted_runs_counts_as_a_start(fleet: Fleet) -> None:
+    limit(fleet, rate=1, per="1 hour")
+    fleet.defer_many(2)
+    worker = fleet.worker()
+    fleet.finish(*fleet.claim(worker, 1))
+    limit_runs(fleet, rate=1, per="1 hour")
+    assert fleet.claim(worker, 1) == []
+
+
+def test_a_rate_that_counts_runs_can_be_seen(fleet: Fleet, sql: Sql) -> None:
+    limit_runs(fleet, rate=2, per="1 minute")
+    fleet.defer_many(3)
+    worker = fleet.worker()
+    fleet.finish(fleet.claim(worker, 3)[0])
+    use = "select started, rate, resets_at between clock_timestamp() and clock_timestamp() + '1 minute', waiting from "
+    assert sql(f"{use} procjobs.limit_use where name = 'l'") == [(2, 2, True, 1)]
+    waiting = sql.one("select max(id) from procjobs.jobs where state = 'limited'")
+    assert "2 run or ended within 1 min, the next may at" in sql.one("select procjobs.why_not_running(%s)", waiting)
+
+
+def test_ends_that_count_no_more_are_forgotten(fleet: Fleet, sql: Sql) -> None:
+    limit_runs(fleet, rate=2, per="1 minute")
+    fleet.defer_many(2)
+    worker = fleet.worker()
+    one, other = fleet.claim(worker, 2)
+    fleet.finish(one)
+    with fleet.at(sql.one("select clock_timestamp() + interval '50 seconds'")):
+        fleet.finish(other)
+    with fleet.at(sql.one("select clock_timestamp() + interval '70 seconds'")):
+        sql("select procjobs.forget_limit_state()")
+        assert sql.one("select count(*) from procjobs.limit_ends") == 1
+        sql("select procjobs.drop_limit('l')")
+        assert sql.one("select count(*) from procjobs.limit_ends") == 0
+
+
 # -- setting, seeing, forgetting -------------------------------------------------------------------------------------
 
 
@@ -541,6 +669,8 @@ def test_state_that_nobody_uses_is_forgotten(fleet: Fleet, sql: Sql) -> None:
         {"rate": 5},
         {"per": "1 second"},
         {"rate": 0, "per": "1 second"},
+        {"rate": 1, "per": "1 second", "rate_counts": "ends"},
+        {"max_running": 1, "rate_counts": "starts"},
         {"rate": 1, "per": "0 seconds"},
         {"max_running": 1, "key": "user_id"},
         {"max_running": 1, "on_excess": "explode"},

@@ -310,6 +310,7 @@ def test_other_functions_pin_their_path_too_unless_they_are_to_be_inlined(sql: S
         "known_zone",
         "limit_applies",
         "limit_key",
+        "limit_name_of",
         "limit_room",
         "shift_local",
         "method_breaker",

@@ -196,6 +196,17 @@ _CHECKS: list[tuple[str, str, str]] = [
         group by a.name, a.rate, a.started
         having count(*) > a.rate
      """),
+    ("I13", "more runs within a period than a rate that counts runs allows", f"""
+        with run as materialized (
+          select r.*, l.name, l.rate, l.per from ({_RUNS}) r
+          join procjobs.limits l on l.task = r.task and l.key is null and l.rate_counts = 'runs'
+          where r.ended > r.began
+        )
+        select a.name, a.job, a.began, array_agg(b.job) from run a
+        join run b on b.name = a.name and b.began <= a.began and b.ended > a.began - a.per
+        group by a.name, a.job, a.id, a.began, a.rate
+        having count(*) > a.rate
+     """),
     ("I14", "two jobs with one unique key", f"""
         with keyed as materialized (select * from ({_KEYED}) k where key is not null and since < until)
         select a.key, a.job, b.job, a.since, b.since from keyed a
