@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib import resources as package
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -18,101 +14,25 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from psycopg.conninfo import make_conninfo
 
-from procjobs import adoption, migrate
-from procjobs.embedded import EmbeddedPostgres, binaries
-from procjobs.errors import DatabaseUnavailable, MigrationError, ServerError
-from procjobs.schema import ROLES, Plan
-from tests.conftest import Databases, Sql, with_user
-
-UPSTREAM = package.files("procrastinate").joinpath("sql")
-
-
-def run(dsn: str, *queries: str) -> None:
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        for query in queries:
-            connection.execute(query.encode())
-
-
-def ask(dsn: str, query: str) -> list[tuple[Any, ...]]:
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        return connection.execute(query.encode()).fetchall()
+from procjobs import migrate
+from procjobs.embedded import EmbeddedPostgres
+from procjobs.errors import MigrationError
+from tests.conftest import Databases
+from tests.migrations import (
+    EVENTS,
+    JOB_ROWS,
+    JOBS,
+    ask,
+    dumper,
+    install_current,
+    run,
+    state_of,
+)
 
 
 @pytest.fixture
-def dump(cluster: EmbeddedPostgres) -> Callable[[str], str]:
-    """The whole schema of a database as pg_dump tells it, in a stable order."""
-    pg_dump = (cluster.bindir or binaries()) / "pg_dump"
-
-    def tell(dsn: str, *options: str) -> str:
-        told = subprocess.run(
-            [pg_dump, "--schema-only", *options, dsn], capture_output=True, text=True, check=True
-        ).stdout
-        statements = [part.strip() for part in told.split("\n\n\n") if not part.startswith(("\\restrict", "--\n\\"))]
-        return "\n\n".join(sorted(part for part in statements if "restrict" not in part))
-
-    return tell
-
-
-def state_of(dsn: str) -> dict[str, str]:
-    """Every object of ours with its fingerprint, as it is now."""
-    with psycopg.connect(dsn) as connection:
-        connection.execute("set search_path to pg_catalog, pg_temp")
-        from procjobs.schema import objects
-
-        return objects(connection, ask(dsn, "select upstream_schema from procjobs.schema_state")[0][0])
-
-
-# Upstream's installations as they may be found, by the last of its own migration files that was applied.
-def upstream_files(last: str) -> list[str]:
-    listed = sorted(path.name for path in UPSTREAM.joinpath("migrations").iterdir() if path.name.endswith(".sql"))
-    return [name for name in listed if name <= last]
-
-
-RELEASES = {
-    "3.0 (pre only)": "03.00.00_01_pre_cancel_notification.sql",
-    "3.0": "03.00.00_50_post_cancel_notification.sql",
-    "3.1": "03.01.00_50_post_add_heartbeat.sql",
-    "3.2": "03.02.00_50_post_batch_defer_jobs.sql",
-    "3.3": "03.03.00_01_pre_priority_lock_fetch_job.sql",
-    "3.4": "03.04.00_50_post_add_retry_failed_job_procedure.sql",
-}
-
-
-def install_upstream(dsn: str, last: str, schema: str = "public") -> None:
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute(f"create schema if not exists {schema}; set search_path to {schema}".encode())
-        for name in upstream_files(last):
-            connection.execute(UPSTREAM.joinpath("migrations", name).read_bytes())
-
-
-def install_current(dsn: str, schema: str = "public") -> None:
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute(f"create schema if not exists {schema}; set search_path to {schema}".encode())
-        connection.execute(UPSTREAM.joinpath("schema.sql").read_bytes())
-
-
-JOBS = """
-insert into {s}.procrastinate_jobs (queue_name, task_name, priority, lock, queueing_lock, args, scheduled_at)
-values
-  ('mail', 'app.send', 5, null, null, '{{"to": 1}}', null),
-  ('mail', 'app.send', 0, 'order-1', 'once', '{{"to": 2}}', now() + interval '1 day'),
-  ('mail', 'app.send', 0, 'order-1', null, '{{"to": 3}}', null),
-  ('reports', 'app.report', 0, null, null, '{{}}', null),
-  ('reports', 'app.report', 0, null, null, '{{}}', null),
-  ('reports', 'app.old', 0, null, null, '{{}}', null);
-update {s}.procrastinate_jobs set status = 'doing' where id in (3, 4, 5, 6);
-update {s}.procrastinate_jobs set status = 'failed', attempts = 3 where id = 4;
-update {s}.procrastinate_jobs set status = 'succeeded', attempts = 1 where id in (5, 6);
-insert into {s}.procrastinate_periodic_defers (task_name, defer_timestamp, job_id, periodic_id)
-values ('app.report', 1700000000, 5, 'p');
-"""
-JOB_ROWS = """
-select id, queue_name, task_name, priority, lock, queueing_lock, args::text, status::text, scheduled_at, attempts,
-  abort_requested
-from {s}.procrastinate_jobs
-order by id
-"""
-EVENTS = "select job_id, type::text, at from {s}.procrastinate_events order by id"
+def dump(cluster: EmbeddedPostgres) -> Callable[..., str]:
+    return dumper(cluster)
 
 
 class TestNewDatabase:
@@ -272,97 +192,6 @@ class TestUpgrade:
         assert "UTF-8" in str(refused.value.hint)
 
 
-class TestAdoption:
-    @pytest.mark.parametrize("release", RELEASES)
-    def test_an_installation_of_any_release_becomes_as_a_new_one(
-        self, databases: Databases, dump: Callable[..., str], release: str
-    ) -> None:
-        fresh = databases.make()
-        migrate.migrate(fresh)
-        dsn = databases.make()
-        install_upstream(dsn, RELEASES[release])
-        run(dsn, JOBS.format(s="public"))
-        rows, events = ask(dsn, JOB_ROWS.format(s="public")), ask(dsn, EVENTS.format(s="public"))
-
-        report = migrate.migrate(dsn)
-
-        missing = [name for name in upstream_files("99") if name > RELEASES[release]]
-        assert report.adopted == tuple(missing)
-        assert ask(dsn, JOB_ROWS.format(s="public")) == rows
-        assert ask(dsn, EVENTS.format(s="public")) == events
-        assert state_of(dsn) == state_of(fresh)
-        assert migrate.check(dsn) == []
-        assert not migrate.migrate(dsn).changed
-
-    def test_many_at_once_adopt_once(self, empty_dsn: str) -> None:
-        install_upstream(empty_dsn, RELEASES["3.0"])
-        with ThreadPoolExecutor(4) as pool:
-            reports = list(pool.map(lambda _: migrate.migrate(empty_dsn), range(4)))
-        assert sorted(report.changed for report in reports) == [False] * 3 + [True]
-        assert migrate.check(empty_dsn) == []
-
-    def test_the_tables_may_be_in_any_schema(self, databases: Databases, dump: Callable[..., str]) -> None:
-        dsn = databases.make()
-        install_current(dsn, '"Back Office"')
-        run(dsn, 'set search_path to "Back Office";' + JOBS.format(s='"Back Office"'))
-        rows = ask(dsn, JOB_ROWS.format(s='"Back Office"'))
-        report = migrate.migrate(dsn)
-        assert (report.upstream_schema, report.adopted) == ("Back Office", ())
-        assert ask(dsn, JOB_ROWS.format(s='"Back Office"')) == rows
-        assert ask(dsn, "select to_regclass('public.procrastinate_jobs')") == [(None,)]
-        assert migrate.check(dsn) == []
-        migrate.downgrade(dsn)
-        upstream = databases.make()
-        install_current(upstream, '"Back Office"')
-        assert dump(dsn) == dump(upstream)
-
-    def test_a_new_installation_may_be_put_in_any_schema(self, empty_dsn: str) -> None:
-        run(empty_dsn, "create schema jobs")
-        assert migrate.migrate(empty_dsn, upstream_schema="jobs").upstream_schema == "jobs"
-        assert not migrate.migrate(empty_dsn).changed
-        with pytest.raises(MigrationError, match="are in schema jobs, not public"):
-            migrate.migrate(empty_dsn, upstream_schema="public")
-
-    def test_its_tasks_are_known_by_name(self, empty_dsn: str) -> None:
-        install_current(empty_dsn)
-        run(empty_dsn, JOBS.format(s="public"))
-        migrate.migrate(empty_dsn)
-        query = "select name, queue, execution, args_schema, registered_by from procjobs.tasks"
-        assert ask(empty_dsn, f"{query} where name ~ '^app' order by 1") == [
-            ("app.old", "reports", "unknown", None, "adoption"),
-            ("app.report", "reports", "unknown", None, "adoption"),
-            ("app.send", "mail", "unknown", None, "adoption"),
-        ]
-
-    def test_waiting_and_scheduled_jobs_are_told_apart(self, empty_dsn: str) -> None:
-        install_current(empty_dsn)
-        run(empty_dsn, JOBS.format(s="public"))
-        migrate.migrate(empty_dsn)
-        query = "select id, pj_waits_for, pj_created_at is not null from public.procrastinate_jobs"
-        assert ask(empty_dsn, f"{query} where status = 'todo' order by id") == [(1, None, True), (2, "time", True)]
-
-    def test_what_is_older_than_three_is_refused(self, empty_dsn: str) -> None:
-        install_upstream(empty_dsn, "02.99")
-        with pytest.raises(MigrationError, match=r"is older than 3\.0"):
-            migrate.migrate(empty_dsn)
-        assert ask(empty_dsn, "select to_regnamespace('procjobs')") == [(None,)]
-
-    def test_two_installations_need_a_word(self, empty_dsn: str) -> None:
-        install_current(empty_dsn)
-        install_current(empty_dsn, "other")
-        with pytest.raises(MigrationError, match="several schemas: other, public"):
-            migrate.migrate(empty_dsn)
-        assert migrate.migrate(empty_dsn, upstream_schema="other").upstream_schema == "other"
-
-    def test_another_procrastinate_than_the_known_one_is_refused(
-        self, empty_dsn: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(adoption, "SCHEMA_SHA256", "0" * 64)
-        with pytest.raises(MigrationError, match=r"another schema\.sql than this procjobs knows") as refused:
-            migrate.migrate(empty_dsn)
-        assert "pip install" in (refused.value.hint or "")
-
-
 DRIFTS = {
     "missing: function procjobs.clock()": "drop function procjobs.clock() cascade",
     "changed: function procjobs.clock()": "alter function procjobs.clock() volatile",
@@ -453,152 +282,3 @@ class TestDrift:
         with pytest.raises(MigrationError, match=r"view public.my_jobs depends on view procjobs\.jobs"):
             migrate.migrate(dsn)
         assert ask(dsn, "select count(*) from public.my_jobs") == [(0,)]
-
-
-class TestServer:
-    def test_an_old_server_is_refused(self, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(migrate, "OLDEST_SERVER", 99)
-        with pytest.raises(ServerError, match=r"and procjobs needs 99 or newer"):
-            migrate.migrate(dsn)
-
-    def test_a_server_that_is_not_there(self) -> None:
-        with pytest.raises(DatabaseUnavailable):
-            migrate.migrate("postgresql://nobody@127.0.0.1:1/none?connect_timeout=2")
-
-    def test_a_locked_table_is_waited_for(self, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A migration that cannot get its lock backs off and tries again."""
-        run(dsn, "update procjobs.schema_state set checksum = null")
-        said: list[str] = []
-        waits: list[float] = []
-        holder = psycopg.connect(dsn)
-        holder.execute("lock table public.procrastinate_jobs in share row exclusive mode")
-        run_file = Plan.run
-
-        def impatient(self: Plan, connection: Any, path: Path, schema: str) -> None:
-            connection.execute("set local lock_timeout to '50ms'")
-            run_file(self, connection, path, schema)
-
-        def leave(delay: float) -> None:
-            waits.append(delay)
-            holder.close()
-
-        monkeypatch.setattr(Plan, "run", impatient)
-        monkeypatch.setattr("procjobs.migrate.time.sleep", leave)
-        assert migrate.migrate(dsn, log=said.append).changed
-        assert len(waits) == 1
-        assert any("lock timeout" in line for line in said)
-
-    def test_those_who_are_in_the_way_each_time_give_way_at_last(
-        self, dsn: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Many sessions, of which always one holds what is taken last and waits for what is taken first."""
-        monkeypatch.setattr(migrate, "PATIENCE", 12.0)
-        done = threading.Event()
-
-        def work() -> int:
-            ended = 0
-            with psycopg.connect(dsn) as connection:
-                while not done.is_set():
-                    try:
-                        connection.execute("lock table procjobs.event_reminders in access share mode")
-                        connection.execute("lock table public.procrastinate_jobs in access share mode")
-                        connection.commit()
-                    except psycopg.errors.DeadlockDetected:
-                        connection.rollback()
-                        ended += 1
-            return ended
-
-        with ThreadPoolExecutor() as pool:
-            working = [pool.submit(work) for _ in range(4)]
-            try:
-                run(dsn, "update procjobs.schema_state set checksum = null")
-                assert migrate.migrate(dsn).changed
-            finally:
-                done.set()
-            assert sum(worker.result(30) for worker in working) >= 1
-
-
-class TestPrivileges:
-    @pytest.fixture
-    def plain(self, server: EmbeddedPostgres) -> str:
-        """A database of its own cluster, owned by a user who may not create roles."""
-        dsn = server.create_database("app")
-        run(dsn, "create role plain login", "alter database app owner to plain", "alter schema public owner to plain")
-        return with_user(dsn, "plain")
-
-    def test_without_createrole_it_works_and_says_what_is_missing(self, plain: str) -> None:
-        report = migrate.migrate(plain)
-        assert report.changed
-        assert "procjobs_owner" in report.notes[0]
-        assert "create role procjobs_owner nologin" in report.notes[0]
-        again = migrate.migrate(plain)
-        assert not again.changed
-        assert "missing roles" in again.notes[0]
-        assert [problem for problem in migrate.check(plain) if "role" not in problem] == []
-
-    def test_rights_that_are_missing_are_told_in_the_words_of_sql(self, server: EmbeddedPostgres) -> None:
-        dsn = server.create_database("app")
-        run(dsn, "create role guest login", "revoke create on schema public from public")
-        guest = with_user(dsn, "guest")
-        for place in ("database app", "schema public"):
-            with pytest.raises(MigrationError, match=f"permission denied for {place}") as refused:
-                migrate.migrate(guest)
-            run(dsn, *re.findall(rf"grant create on {place.split()[0]} [^;]*", str(refused.value.hint)))
-        run(dsn, *(f"create role {role} nologin" for role in ROLES))
-        report = migrate.migrate(guest)
-        assert report.changed and report.notes
-        assert all("as a superuser: grant " in note for note in report.notes), report.notes
-
-    def test_a_host_file_without_rights_on_the_tables_it_reads(self, plain: str, tmp_path: Path) -> None:
-        run(with_user(plain, "postgres"), "create schema shop", "create table shop.users (id uuid)")
-        host = tmp_path / "host.sql"
-        host.write_text("create or replace view procjobs.host_people as select id from shop.users;\n")
-        with pytest.raises(MigrationError, match=r"host\.sql:1: permission denied for schema shop") as refused:
-            migrate.migrate(plain, host_sql=host)
-        assert refused.value.hint == 'it runs as "plain": grant that user what the file does'
-
-    def test_roles_made_later_are_found_and_used(self, plain: str, server: EmbeddedPostgres) -> None:
-        migrate.migrate(plain)
-        run(server.dsn(), *(f"create role {role} nologin" for role in ROLES))
-        run(server.dsn(), "grant procjobs_owner to plain", "grant procjobs_reader, procjobs_producer to procjobs_admin")
-        assert migrate.migrate(plain).notes == ()
-        owner = "select nspowner::regrole::text from pg_namespace where nspname = 'procjobs'"
-        assert ask(plain, owner) == [("procjobs_owner",)]
-
-    def test_createrole_is_enough(self, server: EmbeddedPostgres) -> None:
-        dsn = server.create_database("app")
-        run(
-            dsn,
-            "create role deployer login createrole",
-            "alter database app owner to deployer",
-            "alter schema public owner to deployer",
-        )
-        mine = with_user(dsn, "deployer")
-        assert migrate.migrate(mine).notes == ()
-        run(mine, "update procjobs.schema_state set checksum = null")
-        assert migrate.migrate(mine).notes == ()
-        assert migrate.check(mine) == []
-
-    def test_everything_belongs_to_the_owner(self, sql: Sql) -> None:
-        query = """
-        select relname, relowner::regrole::text from pg_class where relnamespace = 'procjobs'::regnamespace
-          and relowner <> 'procjobs_owner'::regrole
-        union all
-        select proname, proowner::regrole::text from pg_proc where pronamespace = 'procjobs'::regnamespace
-          and proowner <> 'procjobs_owner'::regrole
-        """
-        assert sql(query) == []
-
-    def test_the_roles(self, sql: Sql) -> None:
-        query = "select rolname, rolcanlogin, rolsuper, rolcreaterole from pg_roles where rolname like 'procjobs\\_%'"
-        assert sorted(sql(query)) == sorted((role, False, False, False) for role in ROLES)
-        member = r"""
-        select g.rolname, m.rolname
-        from pg_auth_members a
-        join pg_roles g on g.oid = a.roleid
-        join pg_roles m on m.oid = a.member
-        where g.rolname like 'procjobs\_%' and m.rolname like 'procjobs\_%'
-        """
-        assert sorted(sql(member)) == [("procjobs_producer", "procjobs_admin"), ("procjobs_reader", "procjobs_admin")]
-        described = "select count(shobj_description(oid, 'pg_authid')) from pg_roles where rolname like 'procjobs\\_%'"
-        assert sql.one(described) == len(ROLES)

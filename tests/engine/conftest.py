@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 
 import procjobs
+from tests.conftest import Sql
+from tests.engine.fleet import Fleet, opened
 
 FAST = {
     "concurrency": 10,
@@ -21,6 +23,19 @@ FAST = {
     "shutdown_graceful_timeout": 5.0,
     "kill_timeout": 2.0,
 }
+
+
+@pytest.fixture
+def fleet(sql: Sql) -> Fleet:
+    """Claims and ends as workers report them, on a connection of the test's own."""
+    return Fleet(sql)
+
+
+@pytest.fixture
+def rival(dsn: str) -> Iterator[Fleet]:
+    """The same on another connection."""
+    with opened(dsn) as other:
+        yield other
 
 
 @pytest.fixture

@@ -251,3 +251,16 @@ def crew(dsn: str, size: int, work: Callable[[Fleet, int], None]) -> None:
         alive[0].join(0.1)
     if failed:
         raise failed[0]
+
+
+def limit(fleet: Fleet, name: str = "l", **keys: Any) -> None:
+    """Set a limit, of task `work` unless a queue or task is named."""
+    if not {"task", "queue"} & keys.keys():
+        keys["task"] = "work"
+    named = ", ".join(f"{key} => %s" for key in keys)
+    fleet.sql(f"select procjobs.set_limit(%s, {named})", name, *keys.values())
+
+
+def held(fleet: Fleet) -> int:
+    count: int = fleet.sql.one("select count(*) from procrastinate_jobs where pj_waits_for = 'limit'")
+    return count

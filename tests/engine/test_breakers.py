@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -15,18 +15,6 @@ import procjobs
 from tests.conftest import Sql
 from tests.engine.conftest import Drain, Working
 from tests.engine.fleet import Claim, Fleet, job_row, opened
-
-
-@pytest.fixture
-def fleet(sql: Sql) -> Fleet:
-    return Fleet(sql)
-
-
-@pytest.fixture
-def rival(dsn: str) -> Iterator[Fleet]:
-    """The same on another connection."""
-    with opened(dsn) as other:
-        yield other
 
 
 def breaker(sql: Sql, **keys: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -17,18 +17,6 @@ from tests.engine.conftest import FAST
 from tests.engine.fleet import Claim, Fleet, Thread, opened, waits_for_a_row, without_judging
 
 LONG_QUEUE = "q" * 128
-
-
-@pytest.fixture
-def fleet(sql: Sql) -> Fleet:
-    return Fleet(sql)
-
-
-@pytest.fixture
-def rival(dsn: str) -> Iterator[Fleet]:
-    """The same on another connection."""
-    with opened(dsn) as other:
-        yield other
 
 
 # -- order ---------------------------------------------------------------------------------------------------------

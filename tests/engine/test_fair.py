@@ -12,11 +12,6 @@ from tests.conftest import Sql
 from tests.engine.fleet import Fleet, crew
 
 
-@pytest.fixture
-def fleet(sql: Sql) -> Fleet:
-    return Fleet(sql)
-
-
 def defer_for(fleet: Fleet, tenant: str | None, count: int = 1, *, queue: str = "default", priority: int = 0) -> None:
     fleet.sql(
         "insert into procrastinate_jobs (task_name, queue_name, priority, args, pj_tenant) "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,18 +14,6 @@ from tests.conftest import Sql
 from tests.engine.fleet import Fleet, Thread, opened, waits_for_a_row
 
 DISPOSALS = ["archive", "keep", "delete"]
-
-
-@pytest.fixture
-def fleet(sql: Sql) -> Fleet:
-    return Fleet(sql)
-
-
-@pytest.fixture
-def rival(dsn: str) -> Iterator[Fleet]:
-    """The same on another connection."""
-    with opened(dsn) as other:
-        yield other
 
 
 # -- where finished jobs go ----------------------------------------------------------------------------------------

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import psycopg
 import pytest
 
 from tests.conftest import Sql
-from tests.engine.fleet import Fleet, opened, without_judging
+from tests.engine.fleet import Fleet, without_judging
 
 #: Jobs a claim.
 FULL = 60
-
-
-@pytest.fixture
-def fleet(sql: Sql) -> Fleet:
-    return Fleet(sql)
-
-
-@pytest.fixture
-def rival(dsn: str) -> Iterator[Fleet]:
-    with opened(dsn) as other:
-        yield other
 
 
 def known(sql: Sql) -> list[str] | None:

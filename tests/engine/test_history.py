@@ -5,17 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 from tests.conftest import Sql
 from tests.engine.fleet import Claim, Fleet, Thread, opened
 
 NOON = "2031-05-01 12:00+00"
-
-
-@pytest.fixture
-def fleet(sql: Sql) -> Fleet:
-    return Fleet(sql)
 
 
 def test_a_job_that_finishes_while_the_partition_of_today_is_made_is_not_refused(

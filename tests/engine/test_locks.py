@@ -5,25 +5,13 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.conftest import Sql
 from tests.engine.fleet import Claim, Fleet, Thread, opened
-
-
-@pytest.fixture
-def fleet(sql: Sql) -> Fleet:
-    return Fleet(sql)
-
-
-@pytest.fixture
-def rival(dsn: str) -> Iterator[Fleet]:
-    """The same on another connection."""
-    with opened(dsn) as other:
-        yield other
 
 
 def drain(fleet: Fleet, worker: int) -> list[int]:

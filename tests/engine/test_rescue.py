@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.conftest import Sql
 from tests.engine.fleet import Fleet, Thread, opened
-
-
-@pytest.fixture
-def fleet(sql: Sql) -> Fleet:
-    return Fleet(sql)
-
-
-@pytest.fixture
-def rival(dsn: str) -> Iterator[Fleet]:
-    """The same on another connection."""
-    with opened(dsn) as other:
-        yield other
 
 
 def rescue(fleet: Fleet, moment: Any = None) -> int:

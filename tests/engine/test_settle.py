@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from procrastinate.jobs import Job
 
 import procjobs
 from tests.conftest import Sql
-from tests.engine.fleet import Claim, Fleet, opened
+from tests.engine.fleet import Claim, Fleet
 
 OUTCOMES: list[tuple[str, dict[str, Any]]] = [
     ("failed", {}),
@@ -28,18 +28,6 @@ OUTCOMES: list[tuple[str, dict[str, Any]]] = [
     ("released", {}),
     ("parked", {}),
 ]
-
-
-@pytest.fixture
-def fleet(sql: Sql) -> Fleet:
-    return Fleet(sql)
-
-
-@pytest.fixture
-def rival(dsn: str) -> Iterator[Fleet]:
-    """The same on another connection."""
-    with opened(dsn) as other:
-        yield other
 
 
 def claimed(fleet: Fleet, **options: Any) -> tuple[int, Claim]:

@@ -20,18 +20,6 @@ from tests.conftest import Sql
 from tests.engine.fleet import Fleet, Thread, opened
 
 
-@pytest.fixture
-def fleet(sql: Sql) -> Fleet:
-    return Fleet(sql)
-
-
-@pytest.fixture
-def rival(dsn: str) -> Iterator[Fleet]:
-    """The same on another connection."""
-    with opened(dsn) as other:
-        yield other
-
-
 @contextmanager
 def listening(dsn: str, *channels: str) -> Iterator[Any]:
     """Yields a function that gives all notifications so far as (channel, payload), in order."""

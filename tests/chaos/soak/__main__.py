@@ -91,7 +91,7 @@ jobs     {self.acknowledged} acknowledged, {self.refused} refused
 unknown  {self.unknown}, {self.unknown_there} of them there
 ended    {ended}
 runs     {self.runs} of {self.claims} claims; {self.jobs_run_again} jobs ran again, {self.crashes} crashes
-limited  {self.limited} runs, {self.limited_at_once} at once where {MOST_RUNNING} may, at most {MOST_RUNS} within a second
+limited  {self.limited} runs, {self.limited_at_once} at once where {MOST_RUNNING} may ({MOST_RUNS} a second)
 paced    {self.paced} starts, {self.paced_a_second} within a second where {MOST_STARTS} may
 unique   {self.duplicates} jobs were there already; {self.batches} batches are over
 effects  {self.effects}, {self.effects_repeated} repeated by another run and absorbed by their key
@@ -279,8 +279,8 @@ def soak(minutes: float, seed: int, workers: int, folder: Path) -> Report:
             faults = Faults(site, server, proxy, dice, workers)
             run = Soak(site, faults, dice, report)
             site.sql(
-                "select procjobs.set_limit('limited', task => 'limited', max_running => %s, rate => %s, per => '1 second', "
-                "rate_counts => 'runs')",
+                "select procjobs.set_limit('limited', task => 'limited', max_running => %s, rate => %s, "
+                "per => '1 second', rate_counts => 'runs')",
                 MOST_RUNNING, MOST_RUNS,
             )  # fmt: skip
             site.sql("select procjobs.set_limit('paced', task => 'paced', rate => %s, per => '1 second')", MOST_STARTS)
