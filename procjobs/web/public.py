@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from procjobs.letters import Brand, web_url
-from procjobs.web import pages
+from procjobs.web import pages, requests
 from procjobs.web.guard import HEADERS
 
 __all__ = ["answer", "brand_css", "failed", "protection", "refused"]
@@ -65,8 +65,10 @@ async def brand_css(request: Request) -> Response:
 
 
 async def refused(request: Request, error: Exception) -> Response:
-    """404 and its like: to people as a page like the others here, elsewhere as `pages.refused` says it."""
+    """404 and its like: to people as a page like the others, to programs as JSON, else as `pages.refused` does."""
     assert isinstance(error, HTTPException)
+    if requests.is_for_programs(request):
+        return requests.refused(request, error)
     if not _is_open(request) or error.status_code != 404:
         return await pages.refused(request, error)
     return answer(
@@ -80,6 +82,8 @@ async def refused(request: Request, error: Exception) -> Response:
 
 async def failed(request: Request, error: Exception) -> Response:
     """An unforeseen error, which the log tells of: to people without a word about logs."""
+    if requests.is_for_programs(request):
+        return requests.failed(HEADERS)  # Starlette calls this outside of all middleware
     if not _is_open(request):
         return await pages.failed(request, error)
     page = answer(

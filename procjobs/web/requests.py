@@ -21,7 +21,7 @@ from procjobs.errors import DatabaseError, DatabaseUnavailable, QueueUnavailable
 from procjobs.packs.requests import Queued, submit_invite, submit_notification
 from procjobs.web.guard import is_own
 
-__all__ = ["invitations", "notifications"]
+__all__ = ["failed", "invitations", "is_for_programs", "notifications", "refused"]
 
 #: Four times what the content of a notification may have.
 _MOST_BYTES = 1024 * 1024
@@ -40,6 +40,8 @@ def _uuid(value: Any) -> str:
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError("write a text")
+    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ValueError("write a text without halves of surrogate pairs")
     return value
 
 
@@ -156,6 +158,26 @@ def _read(body: dict[str, Any], shape: Mapping[str, tuple[str, Read, bool]], req
     if problems:
         raise HTTPException(400, "; ".join(problems))
     return given
+
+
+def is_for_programs(request: Request) -> bool:
+    """Whether an address is one of these, or would be: what is wrong there is told as JSON."""
+    return request.url.path == "/api" or request.url.path.startswith("/api/")
+
+
+def refused(request: Request, error: HTTPException) -> JSONResponse:
+    """404, 405 and their like."""
+    words = error.detail
+    if error.status_code == 404:
+        words = f"there is nothing at {request.url.path}"
+    elif error.status_code == 405:
+        words = f"{request.method} is not taken here, {(error.headers or {}).get('Allow', 'another method')} is"
+    return _sorry(error.status_code, words, headers=dict(error.headers or {}))
+
+
+def failed(headers: dict[str, str]) -> JSONResponse:
+    """An unforeseen error, which the log tells of."""
+    return _sorry(500, "something went wrong here: the log of the web server says what", headers=headers)
 
 
 def _refusal(error: DatabaseError) -> JSONResponse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -266,5 +267,37 @@ async def test_who_may_ask(dsn: str, sql: Sql, facts: demo.DemoFacts, notificati
         assert rebound.status_code == 401
 
 
-async def test_a_get_asks_for_nothing(client: Any) -> None:
-    assert (await client.get(NOTIFICATIONS)).status_code == 405
+@pytest.mark.parametrize(
+    ("method", "path", "code", "allow"),
+    [
+        ("GET", NOTIFICATIONS, 405, "POST"),
+        ("PUT", INVITATIONS, 405, "POST"),
+        ("POST", "/api/nothing", 404, None),
+        ("GET", "/api/", 404, None),
+        ("GET", "/api", 404, None),
+    ],
+)
+@pytest.mark.parametrize("accept", ["*/*", "text/html"])
+async def test_what_is_not_there_is_told_as_json(
+    client: Any, method: str, path: str, code: int, allow: str | None, accept: str
+) -> None:
+    answer = await client.request(method, path, headers={"accept": accept})
+    assert (answer.status_code, answer.headers["content-type"]) == (code, "application/json")
+    assert answer.headers.get("allow") == allow
+    said = answer.json()
+    assert (said["success"], said["statusCode"]) == (False, code)
+    assert (f"{method} is not taken here, POST is" if allow else path) in said["error"]
+
+
+async def test_what_nobody_foresaw_is_told_as_json_too(client: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(json, "loads", lambda _: 1 / 0)
+    answer = await client.post(NOTIFICATIONS, content=b"{}", headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.headers["content-type"]) == (500, "application/json")
+    assert answer.headers["cache-control"] == "no-store" and b'"statusCode":500' in answer.content
+
+
+@pytest.mark.parametrize("field", ["email", "role", "expires_in"])
+async def test_half_a_character_is_refused(client: Any, sql: Sql, invitation: dict[str, Any], field: str) -> None:
+    body = json.dumps({**invitation, field: "n\ud800@new.example"}).encode()
+    answer = await client.post(INVITATIONS, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400 and answer.json()["error"].startswith(f"{field}: write a text")
