@@ -69,15 +69,17 @@ async def refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if requests.is_for_programs(request):
         return requests.refused(request, error)
-    if not _is_open(request) or error.status_code != 404:
+    if not _is_open(request) or error.status_code not in (404, 405):
         return await pages.refused(request, error)
-    return answer(
+    page = answer(
         request,
         "lost.html",
-        code=404,
+        code=error.status_code,
         title="This link does not work",
         words="Perhaps it was cut off: copy the whole link from the mail, or press the button there.",
     )
+    page.headers.update(error.headers or {})
+    return page
 
 
 async def failed(request: Request, error: Exception) -> Response:

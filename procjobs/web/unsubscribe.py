@@ -15,25 +15,24 @@ from starlette.responses import Response
 from procjobs.errors import DatabaseUnavailable
 from procjobs.web.public import answer
 
-__all__ = ["ask", "resubscribe", "unsubscribe"]
+__all__ = ["page", "undo"]
 
 #: What SQL would look at at all.
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,1000}")
 
 
-async def ask(request: Request) -> Response:
-    """What would stop."""
+async def page(request: Request) -> Response:
+    """GET shows what would stop; after a POST it has stopped."""
+    if request.method == "POST":
+        return await _answer(request, "unsubscribe", "stopped")
     return await _answer(request, "find_subscription", "ask")
 
 
-async def unsubscribe(request: Request) -> Response:
-    """It has stopped."""
-    return await _answer(request, "unsubscribe", "stopped")
-
-
-async def resubscribe(request: Request) -> Response:
-    """It goes on."""
-    return await _answer(request, "resubscribe", "resumed")
+async def undo(request: Request) -> Response:
+    """After a POST it goes on; whoever opens the address again is shown what is so."""
+    if request.method == "POST":
+        return await _answer(request, "resubscribe", "resumed")
+    return await page(request)
 
 
 async def _answer(request: Request, function: str, state: str) -> Response:

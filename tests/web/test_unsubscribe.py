@@ -62,6 +62,24 @@ def test_looking_changes_nothing_and_the_button_unsubscribes(client: TestClient,
     assert not muted(sql)
 
 
+def test_whoever_opens_the_address_of_the_way_back_again_sees_what_is_so(
+    client: TestClient, sql: Any, token: str
+) -> None:
+    """A reload from the address bar, a restored tab: a GET where the button had sent a POST."""
+    assert "Unsubscribe from The Lindgrens?" in client.get(f"/unsubscribe/{token}/undo").text
+    client.post(f"/unsubscribe/{token}")
+    page = client.get(f"/unsubscribe/{token}/undo")
+    assert page.status_code == 200 and "You are unsubscribed" in page.text and muted(sql)
+
+
+@pytest.mark.parametrize("path", ["/unsubscribe/x", "/unsubscribe/x/undo", "/invite/x"])
+def test_people_who_come_another_way_see_a_page_for_people(client: TestClient, path: str) -> None:
+    answer = client.put(path, headers={"accept": "text/html"})
+    assert answer.status_code == 405 and set(answer.headers["allow"].split(", ")) == {"GET", "HEAD", "POST"}
+    assert "This link does not work" in answer.text and "/mail" not in answer.text
+    assert "noindex" in answer.headers["x-robots-tag"]
+
+
 @pytest.mark.parametrize(
     "body", [{"data": {"List-Unsubscribe": "One-Click"}}, {"files": {"List-Unsubscribe": (None, "One-Click")}}, {}]
 )
