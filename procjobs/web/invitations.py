@@ -30,7 +30,6 @@ _CODES = {
     "replaced": 410,
     "accepted_by_other": 410,
     "gone": 410,
-    "other_address": 403,
     "elsewhere": 403,
     "unavailable": 503,
 }

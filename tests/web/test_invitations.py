@@ -26,6 +26,7 @@ from procjobs import demo
 from procjobs.app import default_app
 from procjobs.db import Database
 from procjobs.settings import Settings
+from procjobs.web import invitations
 from procjobs.web.app import create_app
 from procjobs.web.server import address_of, listen
 from tests.browser import Browser, needs_browser
@@ -307,6 +308,15 @@ def test_each_state_has_a_page_of_its_own(client: TestClient, sql: Sql, invited:
         assert "style=" not in answer.text  # the policy allows none
     state = client.get(f"/invite/{TOKEN}", headers={"accept": "application/json"})
     assert state.status_code == code and state.json()["state"]
+
+
+def test_the_page_has_words_for_all_that_comes_to_it_and_for_nothing_else(sql: Sql) -> None:
+    """Who opens it is nobody in particular: pages of the application, which name a person, are told `other_address`."""
+    body = sql.one("select prosrc from pg_proc where proname = 'peek_invite'")
+    told = set(re.findall(r"(?:then|else|state :=) '(\w+)'", body)) - {"not_found", "other_address"}
+    page = (Path(invitations.__file__).parent / "templates" / "invite.html").read_text()
+    assert set(re.findall(r'^  "(\w+)":', page, re.MULTILINE)) == told | {"accepted", "elsewhere", "unavailable"}
+    assert set(invitations._CODES) <= told | {"not_found", "elsewhere", "unavailable"}
 
 
 def test_the_page_may_do_nothing_but_send_its_form_here(client: TestClient, invited: UUID) -> None:
