@@ -161,10 +161,21 @@ def _address(name: str, address: str) -> Address:
         raise ValueError(f"{address!r} is not an e-mail address")
     local, domain = address.rsplit("@", 1)
     try:
-        domain = domain.encode("idna").decode("ascii")
+        domain = _in_dns(domain)
     except UnicodeError as error:
         raise ValueError(f"{address!r} has no domain that can be looked up") from error
     return Address(display_name=name, username=local, domain=domain)
+
+
+def _in_dns(domain: str) -> str:
+    """A domain as the DNS has it, by IDNA 2008 (RFC 5891). Python's codec is of 2003: another's domain for straße."""
+    if domain.isascii():
+        return domain.encode("idna").decode("ascii")  # no label is empty, or too long
+    try:
+        import idna
+    except ImportError as error:
+        raise SettingsError("mail needs idna: pip install 'procjobs[email]'") from error
+    return idna.encode(domain, uts46=True).decode("ascii")
 
 
 def parse_sender(value: str) -> Address:

@@ -114,8 +114,26 @@ def test_an_unsubscribe_header_stays_in_one_piece() -> None:
     assert b"List-Unsubscribe: " + link.encode() + b"\r\n" in raw
 
 
-def test_a_domain_beyond_ascii_is_written_as_the_dns_has_it() -> None:
-    assert compose(mail(to="ingrid@bücher.example"), SENDER)["To"].addresses[0].domain == "xn--bcher-kva.example"
+@pytest.mark.parametrize(
+    ("domain", "found"),
+    [
+        ("bücher.example", "xn--bcher-kva.example"),
+        ("BÜCHER.Example", "xn--bcher-kva.example"),
+        ("straße.example", "xn--strae-oqa.example"),  # strasse.example is somebody else's
+        ("βόλος.example", "xn--nxasmm1c.example"),
+        ("Example.ORG", "Example.ORG"),
+    ],
+)
+def test_a_domain_beyond_ascii_is_written_as_the_dns_has_it(domain: str, found: str) -> None:
+    assert compose(mail(to=f"ingrid@{domain}"), SENDER)["To"].addresses[0].domain == found
+
+
+@pytest.mark.parametrize(
+    "domain", ["ex..example", ".example", "b" * 64 + ".example", "ü" * 63 + ".example", "ü..example"]
+)
+def test_a_domain_that_cannot_be_looked_up_is_refused(domain: str) -> None:
+    with pytest.raises(ValueError, match="no domain that can be looked up"):
+        compose(mail(to=f"ingrid@{domain}"), SENDER)
 
 
 @pytest.mark.parametrize("value", ["nobody", "", "a@b@c", "X <x@>"])
