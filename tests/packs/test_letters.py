@@ -11,7 +11,7 @@ import pytest
 from procjobs import demo
 from procjobs.db import Database
 from procjobs.letters import Brand
-from procjobs.mail import Mailer, Sent
+from procjobs.mail import Mail, Mailer, Sent, compose, parse_sender
 from procjobs.packs.notifications import NothingToSend, deliver
 from tests.mail_server import MailServer
 
@@ -35,6 +35,40 @@ async def send(db: Database, server: MailServer, notification: Any) -> Any:
         return await deliver(db, mailer, Brand(), notification, worker="w1")
     finally:
         await mailer.close()
+
+
+ADDRESSES = [
+    "a+b@example.com", "o'brien@example.com", "NINA@EXAMPLE.COM", "x@y", "a..b@docomo.example", "ñina@example.com",
+    "nina@münchen.example", "nina@straße.example", "nina@xn--bcher-kva.example", "a@\u0915\u094d\u200d\u0937.example",
+    "a!#$%&*+/=?^`{|}~@e.example", "a" * 64 + "@e.example", "a@" + "b" * 63 + ".example",
+]  # fmt: skip
+NO_ADDRESSES = [
+    "", "nobody", "@e.example", "a@", "a@b@c", "a b@c", '"a b"@c', "a@[127.0.0.1]", "a@e..example", "a@.example",
+    "a@e.example.", "a@-e.example", "a@e-.example", "a@b!c.example", "a@b/c",
+    "a" * 65 + "@e.example", "ü" * 33 + "@e.example",
+    "a@" + "b" * 64 + ".example", "a@" + "b." * 126 + "example", "a@exam\u00a0ple.com", "a\u202eb@e.example",
+    "a\u200bb@e.example", "a@e.example\u2028", "a@e.example\nBcc: c@d.example",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_what_sql_takes_for_an_address_can_be_written_to(sql: Any, address: str) -> None:
+    assert sql.one("select procjobs.mail_address_problem(%s)", address) is None
+    letter = Mail(to=address, name="Nina", subject="Hi", text="Hi", html="<p>Hi</p>", message_id="<1@team.example>")
+    assert compose(letter, parse_sender("team@team.example"))["To"].addresses[0].username == address.split("@")[0]
+
+
+@pytest.mark.parametrize("address", NO_ADDRESSES)
+def test_what_is_no_address_is_refused_before_anything_is_queued(sql: Any, facts: Any, address: str) -> None:
+    for query in (
+        'select procjobs.enqueue_letter(\'notification\', \'{"subject": "Hi", "body": "Hi"}\', address => %s)',
+        "select procjobs.create_invite(procjobs.demo_id('studio'), %s, 'member', procjobs.demo_id('maya'))",
+        "select procjobs.suppress_address(%s)",
+    ):
+        if "suppress" in query and address != address.strip():
+            continue  # white space around it is not of it
+        with pytest.raises(psycopg.Error, match="is not an e-mail address"):
+            sql(query, address)
 
 
 async def test_a_letter_goes_to_a_bare_address(db: Database, sql: Any, facts: Any, server: MailServer) -> None:

@@ -36,10 +36,20 @@ immutable
 parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
+  -- Lengths as in RFC 5321 (4.5.3.1); no white space and nothing unseen of Unicode but joiners, which words of some scripts have.
   select format('address %s is not an e-mail address', quote_literal(p_address))
-  where p_address !~ '^[^[:space:]@<>"(),:;\[\]\\[:cntrl:]]+@[^[:space:]@<>"(),:;\[\]\\[:cntrl:]]+$' or length(p_address) > 320
+  where p_address !~ '^[^[:space:]@<>"(),:;\[\]\\[:cntrl:]]+@[^[:space:]@<>"(),:;\[\]\\[:cntrl:]]+$'
+    or p_address ~ '[\u0080-\u00a0\u00ad\u1680\u2000-\u200b\u200e\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff]'
+    or octet_length(p_address) > 254
+    or octet_length(split_part(p_address, '@', 1)) > 64
+    or exists (
+      select
+      from unnest(string_to_array(split_part(p_address, '@', 2), '.')) l (label)
+      where l.label = '' or length(l.label) > 63 or l.label ~ '^-|-$|[!-,/:-@[-^`{-~]'
+    )
 $$;
-comment on function procjobs.mail_address_problem(text) is 'Why this is no e-mail address; null if it may be one, or is null.';
+comment on function procjobs.mail_address_problem(text) is
+  'Why this is no e-mail address; null if it may be one, or is null. Whether the domain exists is for the DNS to say.';
 
 create or replace function procjobs.letter_problems(
   p_template text,

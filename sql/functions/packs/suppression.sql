@@ -74,7 +74,7 @@ as $$
 declare
   v_address text := procjobs.normalize_address(suppress_address.address);
 begin
-  if v_address is null or v_address !~ '^[^[:space:][:cntrl:]@<>"]+@[^[:space:][:cntrl:]@<>"]+$' or length(v_address) > 320 then
+  if v_address is null or procjobs.mail_address_problem(v_address) is not null then
     raise exception 'address % is not an e-mail address', coalesce(quote_literal(suppress_address.address), 'null')
       using errcode = 'PJ009',
             detail = format('address: %s', coalesce(quote_literal(suppress_address.address), 'null')),
