@@ -216,6 +216,46 @@ end
 $$;
 comment on function procjobs.check_invite_span(interval) is 'Raises PJ050 unless an invitation may be open that long.';
 
+create or replace function procjobs.invite_each(
+  p_organization uuid,
+  p_emails text[],
+  p_role text,
+  p_inviter uuid,
+  p_expires_in interval
+)
+returns table (email text, invite_id uuid, outcome text, problem text, n bigint)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_created boolean;
+begin
+  for email, n in
+    select (array_agg(btrim(e.address) order by e.n))[1], min(e.n)
+    from unnest(p_emails) with ordinality e (address, n)
+    group by procjobs.normalize_address(e.address)
+    order by procjobs.normalize_address(e.address) collate "C"
+  loop
+    invite_id := null;
+    problem := null;
+    begin
+      perform procjobs.check_invite(p_organization, email, p_role, p_inviter);
+      select p.invite_id, p.created into invite_id, v_created
+      from procjobs.put_invite(p_organization, email, p_role, p_inviter, p_expires_in) p;
+      outcome := case when v_created then 'created' else 'open' end;
+    exception when sqlstate 'PJ050' or sqlstate 'PJ053' or sqlstate 'PJ054' then
+      outcome := case sqlstate when 'PJ050' then 'invalid' when 'PJ053' then 'other_role' else 'member' end;
+      problem := sqlerrm;
+    end;
+    return next;
+  end loop;
+end
+$$;
+comment on function procjobs.invite_each(uuid, text[], text, uuid, interval) is
+  'Invites addresses in one order, whoever calls, since two that invite the same people at once would wait for each other otherwise. '
+  'n: which of the addresses it was.';
+
 create or replace function procjobs.create_invites(
   organization uuid,
   emails text[],
@@ -229,39 +269,22 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
-declare
-  v_created boolean;
 begin
   perform procjobs.check_invite_span(create_invites.expires_in);
   if cardinality(create_invites.emails) > 1000 then
     raise exception 'too many addresses at once'
       using errcode = 'PJ050', detail = format('%s addresses', cardinality(create_invites.emails)), hint = 'Give at most 1000 a call.';
   end if;
-  for email in
-    select (array_agg(btrim(e.address) order by e.n))[1]
-    from unnest(create_invites.emails) with ordinality e (address, n)
-    group by procjobs.normalize_address(e.address)
-    order by min(e.n)
-  loop
-    invite_id := null;
-    problem := null;
-    begin
-      perform procjobs.check_invite(create_invites.organization, email, create_invites.role, create_invites.invited_by);
-      select p.invite_id, p.created into invite_id, v_created
-      from procjobs.put_invite(
-        create_invites.organization, email, create_invites.role, create_invites.invited_by, create_invites.expires_in) p;
-      outcome := case when v_created then 'created' else 'open' end;
-    exception when sqlstate 'PJ050' or sqlstate 'PJ053' or sqlstate 'PJ054' then
-      outcome := case sqlstate when 'PJ050' then 'invalid' when 'PJ053' then 'other_role' else 'member' end;
-      problem := sqlerrm;
-    end;
-    return next;
-  end loop;
+  return query
+    select e.email, e.invite_id, e.outcome, e.problem
+    from procjobs.invite_each(
+      create_invites.organization, create_invites.emails, create_invites.role, create_invites.invited_by, create_invites.expires_in) e
+    order by e.n;
 end
 $$;
 comment on function procjobs.create_invites(uuid, text[], text, uuid, interval) is
-  'Invites up to 1000 addresses as create_invite does, with an answer for each: created, open (there already), other_role, member, '
-  'invalid. Raises PJ051. Definer: the producer role has no rights on tables.';
+  'Invites up to 1000 addresses as create_invite does, with an answer for each, in the order given: created, open (there already), other_role, '
+  'member, invalid. Raises PJ051. Definer: the producer role has no rights on tables.';
 
 create or replace function procjobs.lock_invite(p_invite uuid, p_by uuid)
 returns procjobs.pending_invites

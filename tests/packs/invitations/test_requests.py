@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
@@ -132,6 +133,23 @@ async def test_many_get_an_answer_each(db: Database, sql: Sql, facts: demo.DemoF
     assert await invites.resend(listed[0].id, by=facts.user_id) > listed[0].created_at
     assert await invites.revoke(listed[0].id) and not await invites.revoke(listed[0].id)
     assert [one.id for one in await invites.list(status="revoked")] == [listed[0].id]
+
+
+def test_two_that_invite_the_same_people_at_once_do_not_wait_for_each_other(
+    sql: Sql, facts: demo.DemoFacts, dsn: str, eventually: Callable[..., Any]
+) -> None:
+    """The second waits for Adam before it has Zoe, in whatever order it was given them."""
+    query = "select outcome from procjobs.create_invites(%s, %s, 'member', %s)"
+    people = ["zoe@new.example", "adam@new.example"]
+    with psycopg.connect(dsn) as first, psycopg.connect(dsn) as second, ThreadPoolExecutor() as pool:
+        first.execute(query, (facts.organization_id, people[1:], facts.user_id))
+        waiting = pool.submit(lambda: second.execute(query, (facts.organization_id, people, facts.user_id)).fetchall())
+        eventually(lambda: sql.one("select wait_event_type = 'Lock' from pg_stat_activity where pid = %s",
+            second.info.backend_pid))  # fmt: skip
+        first.execute(query, (facts.organization_id, people[:1], facts.user_id))
+        first.commit()
+        assert waiting.result() == [("open",), ("open",)]
+        second.rollback()
 
 
 def test_what_was_accepted_cannot_be_revoked_or_sent_again(sql: Sql, facts: demo.DemoFacts, invite: Any) -> None:
