@@ -169,6 +169,12 @@ as $$
 declare
   v_count integer;
 begin
+  if keep is null or keep < interval '0' then
+    raise exception 'expired invitations cannot be kept for %', coalesce(keep::text, 'null')
+      using errcode = 'PJ009',
+            detail = 'less than nothing would remove those that are open',
+            hint = 'select procjobs.expire_invites(''30 days'');';
+  end if;
   perform procjobs.mark_expired_invites();
   with old as (
     delete from procjobs.pending_invites i
@@ -192,7 +198,7 @@ end
 $$;
 comment on function procjobs.expire_invites(interval) is
   'Daily: removes invitations that expired that long ago without being accepted, and the hashes of their links. Returns how many, at most 10000 a '
-  'call. Definer: the worker and admin roles have no rights on tables.';
+  'call. PJ009: a negative span. Definer: the worker and admin roles have no rights on tables.';
 
 create or replace function procjobs.declare_invitations()
 returns integer

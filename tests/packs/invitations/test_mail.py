@@ -20,7 +20,7 @@ from procjobs.packs.invitations import accept, look, register_url
 from procjobs.packs.notifications import NothingToSend, deliver
 from tests.conftest import Sql
 from tests.mail_server import MailServer
-from tests.packs.invitations.conftest import NEW, SITE, Mail, letter, register, status
+from tests.packs.invitations.conftest import NEW, SITE, Mail, letter, refused, register, status
 
 
 async def test_the_mail_says_all_and_the_invitation_follows_it(
@@ -202,6 +202,15 @@ def test_what_expired_is_marked_and_goes_after_thirty_days(sql: Sql, invite: Any
     assert sql.one("select procjobs.expire_invites()") == 1
     assert sql("select id from procjobs.pending_invites") == [(kept,)]
     assert sql("select hash from procjobs.letter_secrets") == []
+
+
+@pytest.mark.parametrize("keep", ["-1 day", None])
+def test_a_slip_in_the_span_removes_no_open_invitation(sql: Sql, invite: Any, keep: str | None) -> None:
+    found = invite()
+    sql("update procjobs.pending_invites set expires_at = now() + interval '1 hour'")
+    error = refused(lambda: sql("select procjobs.expire_invites(%s)", keep))
+    assert error.sqlstate == "PJ009" and "expire_invites" in (error.diag.message_hint or "")
+    assert status(sql, found)[0] == "PENDING"
 
 
 def test_the_schedules_come_with_procjobs(sql: Sql) -> None:
