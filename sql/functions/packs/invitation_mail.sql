@@ -2,6 +2,41 @@
 -- Owns:        procjobs.pending_invites, together with invitations.sql; the schedules process_pending_invites and expire_invites.
 -- Lock order:  procrastinate_jobs, notification_jobs, then pending_invites, then letter_secrets.
 
+create or replace function procjobs.invite_letter_fault(p_invite procjobs.pending_invites)
+returns text
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select case
+    when p_invite.id is null then 'the invitation was sent anew, or is gone'
+    when p_invite.status not in ('PENDING', 'SENT', 'FAILED') then 'the invitation is ' || p_invite.status
+    when p_invite.expires_at <= procjobs.clock() then 'the invitation has expired'
+  end
+$$;
+comment on function procjobs.invite_letter_fault(procjobs.pending_invites) is
+  'Why the letter of an invitation is not wanted any more; null if it is. A row of nulls: no invitation has this letter.';
+
+create or replace function procjobs.invite_obstacle(p_job procjobs.notification_jobs)
+returns text
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_invite procjobs.pending_invites;
+begin
+  if p_job.template <> 'invitation' then
+    return null;
+  end if;
+  select i.* into v_invite from procjobs.pending_invites i where i.notification_id = p_job.id;
+  return procjobs.invite_letter_fault(v_invite);
+end
+$$;
+comment on function procjobs.invite_obstacle(procjobs.notification_jobs) is
+  'Why an invitation''s mail that is about to be tried is not wanted any more; null if it is, and for all other mails. '
+  'keep_letter_secret looks again, with the invitation locked.';
+
 create or replace function procjobs.open_invite_letter(p_notification uuid)
 returns table (opens uuid, fault text)
 language plpgsql
@@ -12,12 +47,9 @@ declare
 begin
   select i.* into v_invite from procjobs.pending_invites i where i.notification_id = p_notification for update;
   opens := v_invite.id;
-  fault := case
-    when v_invite.id is null then 'the invitation was sent anew, or is gone'
-    when v_invite.status not in ('PENDING', 'SENT', 'FAILED') then 'the invitation is ' || v_invite.status
-    when v_invite.expires_at <= procjobs.clock() then 'the invitation has expired'
-    when v_invite.attempts > v_invite.max_attempts then format('it was tried %s times', v_invite.max_attempts)
-  end;
+  fault := coalesce(
+    procjobs.invite_letter_fault(v_invite),
+    case when v_invite.attempts > v_invite.max_attempts then format('it was tried %s times', v_invite.max_attempts) end);
   return next;
 end
 $$;

@@ -257,7 +257,7 @@ as $$
 declare
   v_problem text := procjobs.address_problem(p_job.delivery_method, p_address);
   v_suppression text := case when p_job.delivery_method = 'email' then procjobs.suppression_of(p_address) end;
-  v_untrue text := procjobs.reminder_obstacle(p_job);
+  v_untrue text := coalesce(procjobs.reminder_obstacle(p_job), procjobs.invite_obstacle(p_job));
 begin
   if v_problem is not null then
     return query select 'failed'::text, format('the recipient is gone or %s any more', v_problem);
@@ -272,4 +272,4 @@ end
 $$;
 comment on function procjobs.delivery_obstacle(procjobs.notification_jobs, text) is
   'Why a notification is not to be sent, and how it ends for that: the addressee is gone, the address suppressed, or it was unsubscribed '
-  'from, or a reminder is not true any more. No row if it may go.';
+  'from, a reminder is not true any more, or an invitation is over. No row if it may go.';

@@ -104,6 +104,12 @@ async def test_a_mail_that_is_not_wanted_any_more_does_not_leave(
     async def reason(notification: UUID) -> str:
         outcome = await deliver(db, mailer, Brand(), notification, worker="w1", site=SITE)
         assert isinstance(outcome, NothingToSend) and not outcome.sent
+        # What nobody wants any more has not failed: it is in no count of failures, and no try at all.
+        ended = "failed" if "tried" in outcome.reason else "cancelled"
+        query = "select status, last_error from procjobs.notification_jobs where id = %s"
+        assert sql(query, notification) == [(ended, outcome.reason)]
+        tries = sql("select status from procjobs.notification_delivery_logs where job_id = %s", notification)
+        assert tries == ([("refused",)] if ended == "failed" else [])
         return outcome.reason
 
     found = invite()
