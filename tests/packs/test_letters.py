@@ -105,6 +105,19 @@ async def test_a_letter_goes_to_a_person_where_they_are_now(
         ("'nonsense', '{}', address => 'a@b.example'", "template 'nonsense' is not known"),
         ("null, '{}', address => 'a@b.example'", "template null is not known"),
         ("'notification', '{}', address => 'a@b.example'", "content.subject is missing or empty"),
+        *(
+            (
+                f"'report_ready', '{{\"report\": \"October\", \"url\": {url}}}', address => 'a@b.example'",
+                f"content.url is {what}",
+            )
+            for url, what in (
+                ('"javascript:alert(1)"', "not an http or https address"),
+                ('"/reports/10"', "not an http or https address"),
+                ('"https://a.example/ b"', "not an http or https address"),
+                ('""', "not an http or https address"),
+                ("7", "number, not a string"),
+            )
+        ),
         ("'notification', %(letter)s", "one of recipient, person and address says who gets it"),
         (
             "'notification', %(letter)s, address => 'a@b.example', person => gen_random_uuid()",

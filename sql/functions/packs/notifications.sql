@@ -62,7 +62,7 @@ as $$
       where (p_content ->> key) ~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]'
     ) || array(
       select 'content.action_url is not an http or https address'
-      where (p_content ->> 'action_url') !~* '^https?://[^[:space:]"''<>]+$' collate "C"
+      where not procjobs.is_web_address(p_content ->> 'action_url')
     ) || array(
       select 'content.action_label has no action_url to lead to'
       where p_content ->> 'action_label' is not null
