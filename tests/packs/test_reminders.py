@@ -164,6 +164,36 @@ def test_why_nobody_was_reminded_is_said_once_a_day_until_somebody_can_be(host: 
     assert len(listed) == 4  # nobody on two days, no mail and then one on the first
 
 
+@pytest.mark.parametrize("balance", ["NaN", None])
+def test_what_is_no_amount_is_asked_of_nobody(host: Host, sql: Any, balance: str | None) -> None:
+    sql("alter table procjobs_demo.projects alter balance_due drop not null")
+    host.project("Unknown", balance_due=balance)
+    assert host.remind("payment", days(3)) == 0 and host.ledger() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("contact_id = procjobs.demo_id('tomas')", "the project has another contact now"),
+        ("contact_id = null", "the project has another contact now"),
+        ("advance_paid_at = null", "the advance was taken back, or paid at another time"),
+        ("balance_due = null", "the balance was paid meanwhile"),
+        ("balance_due = 0", "the balance was paid meanwhile"),
+    ],
+)
+async def test_whom_it_is_not_for_any_more_gets_no_reminder(
+    host: Host, db: Database, sql: Any, change: str, reason: str
+) -> None:
+    sql("alter table procjobs_demo.projects alter balance_due drop not null")
+    host.project()
+    host.remind("payment", days(3))
+    sql(f"update procjobs_demo.projects set {change}")
+    async with MailServer() as server:
+        assert await send(db, server, host) == [NothingToSend(sent=False, reason=reason)]
+        assert server.messages == []
+    assert host.ledger("mail_status, mail_error") == [("cancelled", reason)]
+
+
 async def test_what_was_paid_meanwhile_is_not_sent(host: Host, db: Database, sql: Any) -> None:
     host.project("Unpaid")
     host.project("Paid later", "tomas")

@@ -25,6 +25,7 @@ begin
     left join procjobs.host_organizations o on o.id = p.organization_id
     where p.balance_paid_at is null
       and p.balance_due > 0
+      and p.balance_due < 'infinity'  -- nor NaN, which is greater than every number
       and p.advance_paid_at <= p_before
       and isfinite(p.advance_paid_at)
   ),

@@ -26,7 +26,9 @@ begin
     return (
       select case
           when p.id is null then 'the project is not there any more'
-          when p.balance_paid_at is not null or p.balance_due <= 0 then 'the balance was paid meanwhile'
+          when p.balance_paid_at is not null or not coalesce(p.balance_due > 0, false) then 'the balance was paid meanwhile'
+          when p.advance_paid_at is distinct from r.advance_paid_at then 'the advance was taken back, or paid at another time'
+          when p.contact_id is distinct from r.contact_id then 'the project has another contact now'
         end
       from procjobs.payment_reminders r
       left join procjobs.host_projects p on p.id = r.project_id
