@@ -128,13 +128,18 @@ class _Registry(HeaderRegistry):
 
 
 class _Policy(EmailPolicy):
-    """SMTP's policy, but for what the standard library spoils: long words, and spaces between encoded words."""
+    """SMTP's policy, but for what the standard library spoils: long words, spaces between encoded words, quoted names.
+
+    When it folds a long name that stands in quotes it leaves them out: a comma in the name then parts addresses.
+    """
 
     def fold_binary(self, name: str, value: Any) -> bytes:
         if name.lower() in _UNFOLDED and self.max_line_length != 998:
             return self.clone(max_line_length=998).fold_binary(name, value)
-        if isinstance(value, str) and not value.isascii() and not self.utf8:
-            return _encoded(name, value)
+        if isinstance(value, str):
+            long = bool(getattr(value, "addresses", ())) and len(name) + len(value) > 75
+            if long or not (value.isascii() or self.utf8):
+                return _encoded(name, value)
         return super().fold_binary(name, value)
 
 
@@ -146,7 +151,7 @@ def _encoded(name: str, value: str) -> bytes:
     encoded = Header(words, "utf-8", header_name=name, maxlinelen=75).encode(linesep="\r\n")
     if rest and len(encoded.rpartition("\n")[2]) + len(name) + len(rest) > 75:
         rest = f"\r\n{rest}"
-    return f"{name}: {encoded}{rest}\r\n".encode("ascii")
+    return f"{name}: {encoded}{rest}\r\n".encode()  # beyond ASCII is only an address that is so, by SMTPUTF8
 
 
 _SMTP = _Policy(linesep="\r\n", header_factory=_Registry())

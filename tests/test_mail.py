@@ -6,9 +6,10 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from email import message_from_bytes
+from email import message_from_bytes, message_from_string
 from email.header import decode_header, make_header
-from email.utils import parseaddr
+from email.headerregistry import Address
+from email.utils import getaddresses, parseaddr
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,27 @@ def test_an_unsubscribe_header_stays_in_one_piece() -> None:
     link = "<https://jobs.example.com/unsubscribe?token=" + "a1B2" * 60 + ">"
     raw = compose(mail(headers={"List-Unsubscribe": link}), SENDER).as_bytes()
     assert b"List-Unsubscribe: " + link.encode() + b"\r\n" in raw
+
+
+@pytest.mark.parametrize("to", ["nina@e.example", "ñina@e.example"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Northern Lights Film Productions GmbH, Department of Long Names (Berlin Office)",
+        f"{'A long name' * 6}, victim@elsewhere.example, <thief@elsewhere.example>; group: x",
+        'Nina "the great" ' + "Lindgren " * 10 + "\\",
+        "Åsa, " + "Lindgren " * 10 + "(Malmö)",
+    ],
+)
+def test_a_long_name_with_commas_is_one_name_of_one_address(name: str, to: str) -> None:
+    """Python leaves the quotes out when it folds: what stood between commas became addresses."""
+    sender = Address(name.strip(), "team", "harbourlane.example")
+    raw = compose(mail(to=to, name=name.strip()), sender).as_bytes().decode()
+    assert all(len(line) <= 78 for line in raw.partition("\r\n\r\n")[0].split("\r\n"))
+    headers = message_from_string(raw)
+    for header, address in (("To", to), ("From", "team@harbourlane.example")):
+        ((written, found),) = getaddresses([str(headers[header])])
+        assert (str(make_header(decode_header(written))), found) == (name.strip(), address)
 
 
 @pytest.mark.parametrize(
