@@ -164,6 +164,12 @@ def test_why_nobody_was_reminded_is_said_once_a_day_until_somebody_can_be(host: 
     assert len(listed) == 4  # nobody on two days, no mail and then one on the first
 
 
+def test_a_slip_in_the_kind_is_no_empty_list(host: Host, sql: Any) -> None:
+    with pytest.raises(psycopg.Error, match="no reminders of the kind 'payments'") as refused:
+        sql("select * from procjobs.list_reminders('payments')")
+    assert (refused.value.sqlstate, refused.value.diag.message_hint) == ("PJ009", "One of payment, event.")
+
+
 @pytest.mark.parametrize("balance", ["NaN", None])
 def test_what_is_no_amount_is_asked_of_nobody(host: Host, sql: Any, balance: str | None) -> None:
     sql("alter table procjobs_demo.projects alter balance_due drop not null")

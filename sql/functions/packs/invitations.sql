@@ -392,6 +392,12 @@ set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 begin
+  if upper(list_invites.in_status) not in ('PENDING', 'SENT', 'ACCEPTED', 'FAILED', 'EXPIRED', 'REVOKED') then
+    raise exception 'invitations have no status %', quote_literal(list_invites.in_status)
+      using errcode = 'PJ009',
+            detail = 'nothing would be listed, whatever there is',
+            hint = 'One of PENDING, SENT, ACCEPTED, FAILED, EXPIRED, REVOKED, in any case of letters.';
+  end if;
   return query
     select v.*
     from procjobs.invites v

@@ -92,6 +92,10 @@ as $$
 #variable_conflict use_column
 begin
   perform procjobs.require_host('host_people');
+  if p_kind not in ('payment', 'event') then
+    raise exception 'there are no reminders of the kind %', quote_literal(p_kind)
+      using errcode = 'PJ009', detail = 'nothing would be listed, whatever there is', hint = 'One of payment, event.';
+  end if;
   return query
   with r as materialized (
     select l.*

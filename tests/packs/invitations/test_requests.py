@@ -152,6 +152,14 @@ def test_two_that_invite_the_same_people_at_once_do_not_wait_for_each_other(
         second.rollback()
 
 
+def test_a_slip_in_the_status_is_no_empty_list(sql: Sql, invite: Any) -> None:
+    found = invite()
+    for written in ("PENDING", "pending", None):
+        assert sql.one("select id from procjobs.list_invites(in_status => %s)", written) == found
+    error = refused(lambda: sql("select id from procjobs.list_invites(in_status => 'OPEN')"))
+    assert error.sqlstate == "PJ009" and "PENDING, SENT" in (error.diag.message_hint or "")
+
+
 def test_what_was_accepted_cannot_be_revoked_or_sent_again(sql: Sql, facts: demo.DemoFacts, invite: Any) -> None:
     found = invite()
     sql("update procjobs.pending_invites set status = 'ACCEPTED', accepted_at = now(), accepted_by = %s", facts.user_id)
