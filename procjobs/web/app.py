@@ -21,7 +21,7 @@ from procjobs.db import Database
 from procjobs.letters import Brand
 from procjobs.mailcatcher import Mailbox
 from procjobs.settings import Settings
-from procjobs.web import invitations, pages, previews, public, requests, unsubscribe
+from procjobs.web import invitations, pages, previews, public, registration, requests, unsubscribe
 from procjobs.web.guard import Guard, SecurityHeaders
 
 __all__ = ["create_app"]
@@ -60,6 +60,7 @@ def create_app(settings: Settings, dsn: str, *, mailbox: str | Path | None = Non
             Route("/unsubscribe/{token}/undo", unsubscribe.undo, methods=["GET", "POST"], name="resubscribe"),
             Route("/brand.css", public.brand_css, name="brand_css"),
             Route("/invite/{token}", invitations.page, methods=["GET", "POST"], name="invite"),
+            Route("/register", _guarded(registration.page), methods=["GET", "POST"], name="register"),
             Route("/api/notifications", requests.notifications, methods=["POST"], name="notifications"),
             Route("/api/invitations", requests.invitations, methods=["POST"], name="invitations"),
             Route("/health", health, name="health"),

@@ -14,6 +14,41 @@ $$;
 comment on function procjobs.demo_id(text) is 'The identifier of a thing of the demo, by its name; the same in every '
   'database.';
 
+create or replace function procjobs.demo_is_bound()
+returns boolean
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select exists (
+    select
+    from pg_rewrite r
+    join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
+    where r.ev_class = to_regclass('procjobs.host_recipients')
+      and d.refclassid = 'pg_class'::regclass
+      and d.refobjid = to_regclass('procjobs_demo.recipients')
+  )
+$$;
+comment on function procjobs.demo_is_bound() is 'Whether the application is the demo''s small tables: no host.sql of somebody''s own was applied.';
+
+create or replace function procjobs.demo_register(p_email text, p_name text)
+returns uuid
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not procjobs.demo_is_bound() or p_email is null or procjobs.mail_address_problem(btrim(p_email)) is not null then
+    return null;
+  end if;
+  insert into procjobs_demo.people (name, email)
+  values (left(coalesce(nullif(btrim(p_name), ''), split_part(btrim(p_email), '@', 1)), 100), btrim(p_email))
+  on conflict do nothing;
+  return procjobs.host_find_person(p_email);
+end
+$$;
+comment on function procjobs.demo_register(text, text) is
+  'Makes an account of the demo, whose page /register calls it; whoever has the address already keeps it. Null: no address, or not the demo.';
+
 create or replace function procjobs.seed_demo_people()
 returns boolean
 language plpgsql
@@ -344,14 +379,7 @@ declare
   v_first boolean;
 begin
   -- The tables may be left from before the application brought its host.sql: then nobody reads them any more.
-  if not exists (
-    select
-    from pg_rewrite r
-    join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
-    where r.ev_class = to_regclass('procjobs.host_recipients')
-      and d.refclassid = 'pg_class'::regclass
-      and d.refobjid = to_regclass('procjobs_demo.recipients')
-  ) then
+  if not procjobs.demo_is_bound() then
     raise exception 'there are no demo tables to fill'
       using errcode = 'PJ012',
             detail = 'procjobs.host_recipients does not read procjobs_demo: this database has a host.sql of its own',

@@ -310,6 +310,55 @@ def test_each_state_has_a_page_of_its_own(client: TestClient, sql: Sql, invited:
     assert state.status_code == code and state.json()["state"]
 
 
+def test_in_the_demonstration_who_has_no_account_makes_one_and_joins(dsn: str, sql: Sql, invited: UUID) -> None:
+    sql("delete from procjobs_demo.people where email = %s", LIAM)
+    with TestClient(create_app(Settings(base_url=SITE), dsn), base_url=SITE) as here:
+        here.headers["accept"] = "text/html"
+        leads = Page(here.get(f"/invite/{TOKEN}").text).attributes["a"]["href"]
+        assert leads and leads.startswith(f"{SITE}/register?")
+        form = Page(here.get(leads).text)
+        assert (form.tags["h1"], form.tags["label"], form.tags["script"]) == (1, 1, 0)
+        assert sql("select 1 from procjobs_demo.people where email = %s", LIAM) == []  # looking makes nobody
+        answer = here.post(form.attributes["form"]["action"] or "", data={"name": " Liam <b>"}, follow_redirects=False)
+        assert (answer.status_code, answer.headers["location"]) == (303, f"/invite/{TOKEN}")
+        assert "You join as Liam &lt;b&gt;." in here.get(answer.headers["location"]).text
+        assert "You are in" in here.post(f"/invite/{TOKEN}").text
+    assert sql.one("select role from procjobs.host_memberships m join procjobs.host_people p on p.id = m.person_id "
+        "where p.email = %s", LIAM) == "member"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("email", "onwards", "headers", "code"),
+    [
+        ("new@new.example", "https://evil.example/", {}, 404),
+        ("new@new.example", f"{SITE}//evil.example/invite/{TOKEN}", {}, 404),
+        ("new@new.example", "/mail", {}, 404),
+        ("", f"/invite/{TOKEN}", {}, 400),
+        ("nobody", f"/invite/{TOKEN}", {}, 400),
+        ("new@new.example", f"/invite/{TOKEN}", {"sec-fetch-site": "cross-site"}, 403),
+        ("new@new.example", f"/invite/{TOKEN}", {"host": "evil.example"}, 401),
+        ("new@new.example", f"/invite/{TOKEN}", {}, 303),
+    ],
+)
+def test_the_demonstration_registers_nobody_for_strangers_and_leads_nowhere_else(
+    dsn: str, sql: Sql, seeded: demo.DemoFacts, email: str, onwards: str, headers: dict[str, str], code: int
+) -> None:
+    with TestClient(create_app(Settings(base_url=SITE), dsn), base_url=SITE) as here:
+        where = {"email": email, "continue": onwards}
+        answer = here.post("/register", params=where, data={"name": "N"}, headers=headers, follow_redirects=False)
+    assert answer.status_code == code
+    assert len(sql("select 1 from procjobs_demo.people where email = 'new@new.example'")) == (code == 303)
+
+
+def test_with_tables_of_ones_own_nobody_registers_here(dsn: str, sql: Sql, seeded: demo.DemoFacts) -> None:
+    sql("create or replace view procjobs.host_recipients as select null::uuid as id, null::uuid as owner_id, "
+        "''::text as name, ''::text as relationship, ''::text as email, ''::text as phone, "
+        "''::text as timezone, ''::text as slack, ''::text as webhook_url")  # fmt: skip
+    with TestClient(create_app(Settings(base_url=SITE), dsn), base_url=SITE) as here:
+        answer = here.post("/register", params={"email": NEW, "continue": f"/invite/{TOKEN}"}, data={"name": "N"})
+    assert answer.status_code == 404 and sql("select 1 from procjobs_demo.people where email = %s", NEW) == []
+
+
 def test_the_page_has_words_for_all_that_comes_to_it_and_for_nothing_else(sql: Sql) -> None:
     """Who opens it is nobody in particular: pages of the application, which name a person, are told `other_address`."""
     body = sql.one("select prosrc from pg_proc where proname = 'peek_invite'")
