@@ -156,7 +156,7 @@ begin
 
   for v_role, v_names in values
     ('procjobs_producer', '{tasks}'),
-    ('procjobs_reader', '{breaker_list, limit_use, task_policies, bulk_log, jobs, all_jobs, batches, dead_letters, dead_letter_groups, retention, retention_passes, table_retention, table_retention_runs, retry_rules, attempts, actions, queues, workers, tasks, schedule_list, schedule_history, schedule_stats, schedule_group_list, schedulers, alerts}'),
+    ('procjobs_reader', '{breaker_list, limit_use, task_policies, bulk_log, jobs, job_queue, all_jobs, batches, dead_letters, dead_letter_groups, retention, retention_passes, table_retention, table_retention_runs, retry_rules, attempts, actions, queues, workers, tasks, schedule_list, schedule_history, schedule_stats, schedule_group_list, schedulers, alerts}'),
     ('procjobs_reader', '{suppressions}'),
     ('procjobs_reader', '{setting_log}'),
     ('procjobs_admin', '{unsubscriptions}'),

@@ -58,3 +58,34 @@ async def test_each_job_type_has_its_effect(db: Database, dsn: str, sql: Any) ->
     for words in ("invite", "Ready now", "Screening", "The day in figures"):
         assert words in subjects
     assert sql.one(EXPIRED) == 0
+
+
+def test_their_statuses_are_those_of_a_queue_table(sql: Sql) -> None:
+    sql("select procjobs.declare_retention()")
+    for state in ("todo", "later", "doing", "succeeded", "failed", "cancelled"):
+        sql("select procjobs.defer('CLEANUP_DATA', %s, queue => %s)", Jsonb({"policy": state}), state)
+    sql("update procrastinate_jobs set status = 'doing' where queue_name = 'doing'")
+    for state in ("succeeded", "failed"):
+        sql("update procrastinate_jobs set status = 'doing' where queue_name = %s", state)
+        sql(
+            "select procrastinate_finish_job_v1(id, %s::procrastinate_job_status, false) from procrastinate_jobs "
+            "where queue_name = %s",
+            state, state,
+        )  # fmt: skip
+    sql("select procjobs.cancel(id) from procrastinate_jobs where queue_name = 'cancelled'")
+    sql("update procrastinate_jobs set scheduled_at = '2099-01-01' where queue_name = 'later'")
+    found = sql(
+        "select type, payload ->> 'policy', status, processed_at is not null from procjobs.job_queue order by id"
+    )
+    assert found == [
+        ("CLEANUP_DATA", "todo", "PENDING", False),
+        ("CLEANUP_DATA", "later", "PENDING", False),
+        ("CLEANUP_DATA", "doing", "PROCESSING", False),
+        ("CLEANUP_DATA", "succeeded", "COMPLETED", True),
+        ("CLEANUP_DATA", "failed", "FAILED", True),
+        ("CLEANUP_DATA", "cancelled", "CANCELLED", True),
+    ]
+    times = (
+        "select scheduled_at >= created_at, updated_at >= created_at, max_attempts, attempts from procjobs.job_queue"
+    )
+    assert {(row[0], row[1]) for row in sql(times)} == {(True, True)}

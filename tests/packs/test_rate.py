@@ -134,11 +134,14 @@ async def test_two_workers_send_at_exactly_the_rate(
             worker.wait(10)
 
     rows = sql(
-        "select n.id::text, l.worker, extract(epoch from h.started_at)::float8 from procjobs.notification_jobs n "
+        "select n.id::text, l.worker, extract(epoch from h.started_at)::float8, "
+        "extract(epoch from h.finished_at - h.started_at)::float8 from procjobs.notification_jobs n "
         "join procjobs.notification_delivery_logs l on l.job_id = n.id join procjobs.job_history h on h.id = n.job_id"
     )
-    started = {notification: at for notification, _, at in rows}
-    shares = [sum(worker == name for _, worker, _ in rows) / COUNT for name in {worker for _, worker, _ in rows}]
+    started = {notification: at for notification, _, at, _ in rows}
+    names = [worker for _, worker, _, _ in rows]
+    shares = [names.count(name) / COUNT for name in set(names)]
+    lasts = statistics.quantiles((lasted for *_, lasted in rows), n=10)[-1]
     taken = post.taken()
     assert len(rows) == COUNT and taken.keys() == started.keys()
 
@@ -155,7 +158,7 @@ async def test_two_workers_send_at_exactly_the_rate(
     for seconds in (1, 2, 5):
         assert fullest([*taken.values()], seconds) <= RATE * seconds
     assert ideal - 0.1 <= took
-    assert _BY_HAND or took <= (ideal + 1) * 1.2
+    assert _BY_HAND or took <= (ideal + 1) * (1.2 + lasts)  # a place is free a second after the run
     assert len(shares) == 2 and min(shares) > 0.1  # both worked
 
 

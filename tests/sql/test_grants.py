@@ -163,6 +163,7 @@ MAY_USE = {
             "bulk_log",
             "jobs",
             "all_jobs",
+            "job_queue",
             "batches",
             "dead_letters",
             "attempts",
