@@ -121,6 +121,7 @@ begin
     perform procjobs.run_chore('retry_schedules', interval '1 minute');
     perform procjobs.run_chore('forget_ticks', interval '10 minutes');
     perform procjobs.run_chore('forget_digest_runs', interval '10 minutes');
+    perform procjobs.run_chore('forget_notifications', interval '1 minute');
     perform procjobs.run_chore('watch_backlog', interval '30 seconds');
     perform procjobs.run_chore('watch_notifications', interval '30 seconds');
     perform procjobs.run_chore('forget_effects', interval '1 hour');

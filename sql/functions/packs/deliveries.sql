@@ -290,6 +290,39 @@ end
 $$;
 comment on function procjobs.watch_notifications() is 'Opens and closes the alert that too many notifications failed.';
 
+create or replace function procjobs.forget_notifications(p_max_rows integer default 5000)
+returns integer
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+  v_before timestamptz := procjobs.clock() - interval '90 days';
+  v_count integer;
+begin
+  delete from procjobs.notification_jobs n
+  where n.id in (
+    select o.id
+    from procjobs.notification_jobs o
+    where o.created_at < v_before
+      and o.processed_at < v_before
+      -- A dead letter can be sent again; its link may still open something; in doubt somebody has to say what became of it.
+      and not exists (select from public.procrastinate_jobs j where j.id = o.job_id)
+      and not exists (select from procjobs.letter_secrets s where s.notification_id = o.id)
+      and not exists (select from procjobs.unresolved_deliveries u where u.notification_id = o.id)
+    order by o.created_at
+    limit p_max_rows
+    for update skip locked
+  );
+  get diagnostics v_count = row_count;
+  return v_count;
+end
+$$;
+comment on function procjobs.forget_notifications(integer) is
+  'Deletes notifications, with their tries, that ended more than 90 days ago; not those whose job is a dead letter, whose link may be opened, or that are in doubt. '
+  'A chore of upkeep. Returns how many.';
+
 create or replace function procjobs.list_unresolved(p_max_rows integer default 100)
 returns table (
   notification_id uuid, job_id bigint, delivery_method text, notification_type text, policy text, attempt integer,

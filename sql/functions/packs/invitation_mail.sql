@@ -26,7 +26,7 @@ as $$
 declare
   v_invite procjobs.pending_invites;
 begin
-  if p_job.template <> 'invitation' then
+  if p_job.template is distinct from 'invitation' then
     return null;
   end if;
   select i.* into v_invite from procjobs.pending_invites i where i.notification_id = p_job.id;
