@@ -148,55 +148,47 @@ create constraint trigger pj_judge_batches
 comment on trigger pj_judge_batches on procjobs.batch_ends is
   'At the commit of who ended jobs of a batch: is the batch over?';
 
-drop trigger if exists pj_note_new on procjobs.queue_settings;
-create trigger pj_note_new
-  after insert or update of name, paused_at, paused_by, pause_reason, fair, ageing on procjobs.queue_settings
-  for each row
-  execute function procjobs.note_setting_change('queue', 'name');
-comment on trigger pj_note_new on procjobs.queue_settings is
-  'Writes to the log of settings what was set for a queue.';
+-- The log of settings (functions/setting_log.sql): two triggers for each kind, since only one of them can ask about the new row.
 
-drop trigger if exists pj_note_gone on procjobs.queue_settings;
-create trigger pj_note_gone
-  after delete on procjobs.queue_settings
-  for each row
-  execute function procjobs.note_setting_change('queue', 'name');
-comment on trigger pj_note_gone on procjobs.queue_settings is
-  'Writes to the log of settings what was set for a queue that is dropped.';
+do $$
+declare
+  v_kind record;
+  v_trigger record;
+begin
+  for v_trigger in
+    select t.tgname, t.tgrelid::regclass as relation
+    from pg_trigger t
+    where t.tgfoid = 'procjobs.note_setting_change()'::regprocedure
+      and not t.tgisinternal
+  loop
+    execute format('drop trigger %I on %s', v_trigger.tgname, v_trigger.relation);
+  end loop;
 
-drop trigger if exists pj_note_new on procjobs.task_settings;
-create trigger pj_note_new
-  after insert or update on procjobs.task_settings
-  for each row
-  execute function procjobs.note_setting_change('task', 'task');
-comment on trigger pj_note_new on procjobs.task_settings is
-  'Writes to the log of settings what was set for a task.';
-
-drop trigger if exists pj_note_gone on procjobs.task_settings;
-create trigger pj_note_gone
-  after delete on procjobs.task_settings
-  for each row
-  execute function procjobs.note_setting_change('task', 'task');
-comment on trigger pj_note_gone on procjobs.task_settings is
-  'Writes to the log of settings what was set for a task that is dropped.';
-
-drop trigger if exists pj_note_new on procjobs.limits;
-create trigger pj_note_new
-  after insert or update on procjobs.limits
-  for each row
-  when (new.breaker is null)
-  execute function procjobs.note_setting_change('limit', 'name');
-comment on trigger pj_note_new on procjobs.limits is
-  'Writes to the log of settings what was set for a limit.';
-
-drop trigger if exists pj_note_gone on procjobs.limits;
-create trigger pj_note_gone
-  after delete on procjobs.limits
-  for each row
-  when (old.breaker is null)
-  execute function procjobs.note_setting_change('limit', 'name');
-comment on trigger pj_note_gone on procjobs.limits is
-  'Writes to the log of settings what was set for a limit that is dropped.';
+  for v_kind in
+    select k.*, (
+      select string_agg(quote_ident(a.attname), ', ' order by a.attname)
+      from pg_attribute a
+      where a.attrelid = format('procjobs.%I', k.relation)::regclass
+        and a.attnum > 0
+        and not a.attisdropped
+        and a.attname <> all (k.kept)
+    ) as columns
+    from procjobs.setting_kinds() k
+  loop
+    for v_trigger in values
+      ('pj_note_new' || v_kind.part, 'insert or update of ' || v_kind.columns, 'when (' || format(v_kind.scope, 'new') || ')', 'was set'),
+      ('pj_note_gone' || v_kind.part, 'delete', 'when (' || format(v_kind.scope, 'old') || ')', 'is dropped')
+    loop
+      execute format(
+        'create trigger %I after %s on procjobs.%I for each row %s execute function procjobs.note_setting_change(%L, %L, %L)',
+        v_trigger.column1, v_trigger.column2, v_kind.relation, v_trigger.column3, v_kind.kind, v_kind.key, v_kind.kept);
+      execute format(
+        'comment on trigger %I on procjobs.%I is %L', v_trigger.column1, v_kind.relation,
+        format('Writes to the log of settings what %s: %s.', v_trigger.column4, v_kind.kind));
+    end loop;
+  end loop;
+end
+$$;
 
 drop trigger if exists pj_only_added on procjobs.setting_changes;
 create trigger pj_only_added

@@ -82,5 +82,34 @@ def test_the_log_tells_who_set_what_and_why(run: Any, sql: Any) -> None:
         assert {row["actor"] for row in found} == {sql.one("select session_user")}
         assert json.loads(said(run(word, "log", name, "--limit", "1", "--json"))) == found[:1]
     assert json.loads(said(run("limits", "log", "smtp", "--json")))[1]["after"]["max_running"] == 5
+
+
+def test_the_log_of_breakers_schedules_and_retention(run: Any, sql: Any) -> None:
+    said(run("breakers", "set", "crm", "--task", "noop", "--reason", "new"))
+    said(run("breakers", "drop", "crm", "--reason", "gone"))
+    sql("select procjobs.register_tasks('[{\"name\": \"noop\"}]', 'test')")
+    said(run("schedules", "set", "nightly", "--task", "noop", "--cron", "0 2 * * *", "--reason", "asked for"))
+    said(run("schedules", "for", "nightly", "ann", "--cron", "0 3 * * *", "--reason", "ann asked"))
+    said(run("schedules", "pause", "nightly", "--reason", "down"))
+    said(run("schedules", "resume", "nightly", "--reason", "up"))
+    said(run("schedules", "remove", "nightly", "--reason", "enough"))
+    said(run("retention", "set", "--queue", "mail", "--max-age", "1 day", "--reason", "law"))
+    said(run("retention", "drop", "--queue", "mail", "--reason", "repealed"))
+    for command, name, changes in (
+        (("breakers", "log"), "crm", [("dropped", "gone"), ("set", "new")]),
+        (
+            ("schedules", "log"), "nightly",
+            [("dropped", "enough"), ("resumed", "up"), ("paused", "down"), ("set", "asked for")],
+        ),
+        (("schedules", "log"), "nightly/ann", [("dropped", "enough"), ("set", "ann asked")]),
+        (("retention", "changes"), "queue mail, all", [("dropped", "repealed"), ("set", "law")]),
+    ):  # fmt: skip
+        found = json.loads(said(run(*command, name, "--json")))
+        assert [(row["change"], row["reason"]) for row in found] == changes
+    assert 'cron="0 2 * * *"' in said(run("schedules", "log", "nightly"))
+
+
+def test_the_log_is_listed_for_people(run: Any) -> None:
+    said(run("limits", "set", "smtp", "--queue", "mail", "--max-running", "5"))
     assert "max_running=5" in said(run("limits", "log"))
     assert "Nothing was changed" in said(run("queues", "log", "nobody"))

@@ -8,6 +8,7 @@ import click
 
 from procjobs.cli.database import call, database_options
 from procjobs.cli.output import Column, json_option, print_json, print_table, text, when
+from procjobs.cli.setting_log import add_log, reason_option
 from procjobs.cli.values import Span
 
 __all__ = ["breakers", "deliveries"]
@@ -74,6 +75,7 @@ def _list_breakers(dsn: str | None, data: str | None, as_json: bool) -> None:
 @click.option("--per", type=Span(), metavar="SPAN", help="How long failures count.  [default: 1m]")
 @click.option("--cool-down", type=Span(), metavar="SPAN", help="How long it stays open first.  [default: 30s]")
 @click.option("--longest", type=Span(), metavar="SPAN", help="And at most.  [default: 10m]")
+@reason_option
 @database_options
 def set_(name: str, dsn: str | None, data: str | None, **options: Any) -> None:
     """Make the breaker NAME, or change it; its state stays."""
@@ -85,10 +87,11 @@ def set_(name: str, dsn: str | None, data: str | None, **options: Any) -> None:
 
 @breakers.command()
 @click.argument("name")
+@reason_option
 @database_options
-def drop(name: str, dsn: str | None, data: str | None) -> None:
+def drop(name: str, reason: str | None, dsn: str | None, data: str | None) -> None:
     """Remove the breaker NAME; what waits for it goes on."""
-    (row,) = call(dsn, data, "drop_breaker", name=name)
+    (row,) = call(dsn, data, "drop_breaker", name=name, reason=reason)
     click.echo(f"breaker {name} is gone" if row["drop_breaker"] else f"there is no breaker {name}")
 
 
@@ -109,6 +112,9 @@ def close(name: str, dsn: str | None, data: str | None) -> None:
     """Let jobs that need NAME go on."""
     (row,) = call(dsn, data, "close_breaker", name=name)
     click.echo(f"breaker {name} is closed" if row["close_breaker"] else f"breaker {name} was closed")
+
+
+add_log(breakers, "breaker")
 
 
 @click.group(invoke_without_command=True, short_help="Notifications in doubt: whether they arrived.")

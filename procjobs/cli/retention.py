@@ -10,6 +10,7 @@ import click
 from procjobs.cli import tables
 from procjobs.cli.database import call, database_options
 from procjobs.cli.output import Column, age, json_option, print_json, print_table, text, when
+from procjobs.cli.setting_log import add_log, reason_option
 
 __all__ = ["retention"]
 
@@ -74,6 +75,7 @@ def _list(dsn: str | None, data: str | None, as_json: bool) -> None:
 @retention.command("set")
 @click.option("--max-age", metavar="INTERVAL", help="Kept for so long, e.g. '30 days'.")
 @click.option("--keep-last", type=click.IntRange(0), metavar="N", help="Only the last N are kept.")
+@reason_option
 @_scoped
 def set_policy(
     max_age: str | None,
@@ -81,19 +83,33 @@ def set_policy(
     queue: str | None,
     task: str | None,
     state: str,
+    reason: str | None,
     dsn: str | None,
     data: str | None,
 ) -> None:
     """Keep jobs for a time, or the last N, or both limits; without either for ever."""
-    (row,) = call(dsn, data, "set_retention", max_age=max_age, keep_last=keep_last, queue=queue, task=task, state=state)
+    (row,) = call(
+        dsn,
+        data,
+        "set_retention",
+        max_age=max_age,
+        keep_last=keep_last,
+        queue=queue,
+        task=task,
+        state=state,
+        reason=reason,
+    )
     click.echo(row["set_retention"])
 
 
 @retention.command("drop")
+@reason_option
 @_scoped
-def drop_policy(queue: str | None, task: str | None, state: str, dsn: str | None, data: str | None) -> None:
+def drop_policy(
+    queue: str | None, task: str | None, state: str, reason: str | None, dsn: str | None, data: str | None
+) -> None:
     """Take a policy back; the next one that fits holds again."""
-    (row,) = call(dsn, data, "drop_retention", queue=queue, task=task, state=state)
+    (row,) = call(dsn, data, "drop_retention", queue=queue, task=task, state=state, reason=reason)
     click.echo("done" if row["drop_retention"] else "there was no such policy")
 
 
@@ -129,6 +145,8 @@ def log(limit: int, as_json: bool, dsn: str | None, data: str | None) -> None:
     else:
         print_table(found, _PASSES, empty="Nothing was forgotten yet.")
 
+
+add_log(retention, "retention", command="changes", noun="policy")
 
 for _command in (tables.list_tables, tables.set_table, tables.drop_table, tables.list_runs):
     retention.add_command(_command)

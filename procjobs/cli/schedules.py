@@ -11,6 +11,7 @@ import click
 from procjobs.cli.database import call, connected, database_options, dsn_of, load_settings
 from procjobs.cli.database import run as run_coroutine
 from procjobs.cli.output import Column, age, json_option, print_facts, print_json, print_table, text, when
+from procjobs.cli.setting_log import add_log, reason_option
 from procjobs.cli.values import JsonObject, Moment, Span
 
 __all__ = ["alerts", "run", "schedules"]
@@ -143,6 +144,7 @@ def _options(command: F) -> F:
         click.option("--overlap", type=click.Choice(["skip", "queue", "allow"]), help="If the last job still runs."),
         click.option("--group", help="Switched on and off with the others of this group."),
         click.option("--description", help="Words for people."),
+        reason_option,
     )):  # fmt: skip
         command = option(command)
     return command
@@ -168,6 +170,7 @@ def set_(name: str, dsn: str | None, data: str | None, tags: tuple[str, ...], **
 @click.option("--every", type=Span(), metavar="SPAN", help="Or every so often, e.g. 90s, 5m.")
 @click.option("--timezone", metavar="ZONE", help="Time zone of the cron, e.g. Asia/Tokyo.")
 @click.option("--args", type=JsonObject(), metavar="JSON", help="Arguments of its own, over those of NAME.")
+@reason_option
 @database_options
 def for_(name: str, tenant: str, dsn: str | None, data: str | None, **options: Any) -> None:
     """A time of its own for TENANT: the schedule NAME/TENANT, which follows NAME in everything else."""
@@ -178,10 +181,11 @@ def for_(name: str, tenant: str, dsn: str | None, data: str | None, **options: A
 
 @schedules.command()
 @click.argument("name")
+@reason_option
 @database_options
-def remove(name: str, dsn: str | None, data: str | None) -> None:
+def remove(name: str, reason: str | None, dsn: str | None, data: str | None) -> None:
     """Remove the schedule NAME; its history stays."""
-    (row,) = call(dsn, data, "unschedule", name=name)
+    (row,) = call(dsn, data, "unschedule", name=name, reason=reason)
     click.echo(f"{name} is gone" if row["unschedule"] else f"there is no schedule {name}")
 
 
@@ -197,10 +201,11 @@ def pause(name: str, reason: str | None, dsn: str | None, data: str | None) -> N
 
 @schedules.command()
 @click.argument("name")
+@reason_option
 @database_options
-def resume(name: str, dsn: str | None, data: str | None) -> None:
+def resume(name: str, reason: str | None, dsn: str | None, data: str | None) -> None:
     """Let NAME go on; slots since the pause are treated by its misfire."""
-    (row,) = call(dsn, data, "resume_schedule", name=name)
+    (row,) = call(dsn, data, "resume_schedule", name=name, reason=reason)
     click.echo(f"{name} goes on" if row["resume_schedule"] else f"{name} was not paused")
 
 
@@ -284,6 +289,9 @@ def apply(environment: str | None, dsn: str | None, data: str | None, as_json: b
         print_table(found, _FILE, empty="procjobs.toml has no schedules.")
     if any(row["fault"] for row in found):
         click.get_current_context().exit(1)
+
+
+add_log(schedules, "schedule")
 
 
 @click.command(short_help="Run a schedule's task now.")

@@ -1,4 +1,4 @@
-"""The `log` of queues, tasks and limits: who changed what was set for them, and why."""
+"""The `log` of queues, tasks, limits, breakers, schedules and retention: who changed what was set for them, and why."""
 
 from __future__ import annotations
 
@@ -31,11 +31,14 @@ _CHANGES: tuple[Column, ...] = (
 )
 
 
-def add_log(group: click.Group, kind: str) -> None:
-    """Give a group the command `log` for its kind: queue, task or limit."""
+def add_log(group: click.Group, kind: str, *, command: str = "log", noun: str | None = None) -> None:
+    """Give a group the command `log` for its kind, one of procjobs.setting_kinds(); noun: what people call it."""
+    noun = noun or kind
 
-    @group.command("log", help=f"Each change of what was set for one {kind}, or all: who, when, why, what was and is.")
-    @click.argument("name", metavar=f"[{kind.upper()}]", required=False)
+    @group.command(
+        command, help=f"Each change of what was set for one {noun}, or all: who, when, why, what was and is."
+    )
+    @click.argument("name", metavar=f"[{noun.upper()}]", required=False)
     @click.option(
         "--limit", "most", type=click.IntRange(1, 10_000), default=50, help="At most that many.  [default: 50]"
     )

@@ -10,6 +10,7 @@ import click
 
 from procjobs.cli.database import call, connected, database_options, run
 from procjobs.cli.output import Column, age, json_option, print_json, print_table, text, when
+from procjobs.cli.setting_log import reason_option
 from procjobs.cli.values import JsonObject
 
 __all__ = ["drop_table", "list_runs", "list_tables", "set_table", "work"]
@@ -88,6 +89,7 @@ def list_tables(as_json: bool, dsn: str | None, data: str | None) -> None:
 @click.option("--off", is_flag=True, help="Keep the policy, and do not work it.")
 @click.option("--run-as", metavar="ROLE", help="With whose rights.  [default: yours]")
 @click.option("--description", help="What it is for.")
+@reason_option
 @database_options
 def set_table(
     name: str,
@@ -119,10 +121,11 @@ def set_table(
 
 @click.command("drop-table")
 @click.argument("name")
+@reason_option
 @database_options
-def drop_table(name: str, dsn: str | None, data: str | None) -> None:
+def drop_table(name: str, reason: str | None, dsn: str | None, data: str | None) -> None:
     """Forget a table's policy; the table itself stays."""
-    (row,) = call(dsn, data, "drop_table_policy", name=name)
+    (row,) = call(dsn, data, "drop_table_policy", name=name, reason=reason)
     click.echo("done" if row["drop_table_policy"] else "there was no such policy")
 
 

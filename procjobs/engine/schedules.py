@@ -165,8 +165,8 @@ class Schedules:
         """Make a schedule, or change what is given of one: `procjobs.schedule`. Returns its next slot.
 
         options: task, cron or every, args, timezone, queue, priority, tenant, tags, max_attempts, timeout, lock,
-        queueing_lock, anchor, jitter, misfire, misfire_window, catch_up, grace, overlap, group, description.
-        Spans are seconds or timedeltas.
+        queueing_lock, anchor, jitter, misfire, misfire_window, catch_up, grace, overlap, group, description, reason
+        (for procjobs.setting_log). Spans are seconds or timedeltas.
         """
         given = {option: value for option, value in options.items() if value is not None}
         for option in _SPANS:
@@ -176,24 +176,25 @@ class Schedules:
         return found
 
     async def set_for(self, name: str, tenant: str, **options: Any) -> datetime | None:
-        """A schedule of a tenant's or user's own, at a time of its own. options: cron or every, timezone, args."""
+        """A schedule of a tenant's or user's own, at a time of its own. options: cron or every, timezone, args,
+        reason."""
         if options.get("every") is not None:
             options["every"] = timedelta(seconds=seconds_of(options["every"]))
         given = {option: value for option, value in options.items() if value is not None}
         found: datetime | None = await self._call("schedule_for", name=name, tenant=tenant, **given)
         return found
 
-    async def remove(self, name: str) -> bool:
+    async def remove(self, name: str, reason: str | None = None) -> bool:
         """Remove one, and those for its tenants; its history stays. False if there was none."""
-        return bool(await self._call("unschedule", name=name))
+        return bool(await self._call("unschedule", name=name, reason=reason))
 
     async def pause(self, name: str, reason: str | None = None) -> bool:
         """Hold one off until it is resumed. False if it was."""
         return bool(await self._call("pause_schedule", name=name, reason=reason))
 
-    async def resume(self, name: str) -> bool:
+    async def resume(self, name: str, reason: str | None = None) -> bool:
         """Let one go on. False if it was not paused."""
-        return bool(await self._call("resume_schedule", name=name))
+        return bool(await self._call("resume_schedule", name=name, reason=reason))
 
     async def run_now(self, name: str, *, key: str | None = None, args: dict[str, Any] | None = None) -> int:
         """Run its task now, paused or not; the job's id. The same key again is the same run."""

@@ -73,12 +73,15 @@ $$;
 comment on function procjobs.close_alert(bigint) is
   'Closes an alert that somebody dealt with; it comes back if it is found again. False if it was closed. Definer: the admin role has no rights on tables.';
 
-create or replace function procjobs.set_backlog_alert(waiting integer, queues text[] default null)
+drop function if exists procjobs.set_backlog_alert(integer, text[]);
+create or replace function procjobs.set_backlog_alert(waiting integer, queues text[] default null, reason text default null)
 returns void
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_why text := procjobs.give_reason(reason);
 begin
   if coalesce(waiting, 0) < 1 or array_position(queues, null) > 0 then
     raise exception 'an alert at % waiting jobs cannot be', coalesce(waiting::text, 'null')
@@ -89,10 +92,11 @@ begin
   update procjobs.schedule_settings s
   set backlog_limit = waiting,
       backlog_queues = coalesce(queues, s.backlog_queues);
+  perform procjobs.give_reason(v_why);
 end
 $$;
-comment on function procjobs.set_backlog_alert(integer, text[]) is
-  'Raises an alert when more jobs than this wait in one of these queues (null: those it was; out of the box notifications, 1000). Definer: the admin role has no rights on tables.';
+comment on function procjobs.set_backlog_alert(integer, text[], text) is
+  'Raises an alert when more jobs than this wait in one of these queues (null: those it was; out of the box notifications, 1000). The reason goes to procjobs.setting_log. Definer: the admin role has no rights on tables.';
 
 create or replace function procjobs.watch_backlog()
 returns void

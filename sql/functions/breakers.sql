@@ -227,6 +227,7 @@ $$;
 comment on function procjobs.close_breaker(text) is
   'Closes a breaker by hand; what waited for it goes on. False if it was closed. Definer: the admin role has no rights on tables.';
 
+drop function if exists procjobs.set_breaker(text, text[], text, text, integer, double precision, interval, interval, interval);
 create or replace function procjobs.set_breaker(
   name text,
   tasks text[] default null,
@@ -236,7 +237,8 @@ create or replace function procjobs.set_breaker(
   rate double precision default 0.5,
   per interval default '1 minute',
   cool_down interval default '30 seconds',
-  longest interval default '10 minutes'
+  longest interval default '10 minutes',
+  reason text default null
 )
 returns boolean
 language plpgsql
@@ -245,6 +247,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_changed boolean;
+  v_why text := procjobs.give_reason(set_breaker.reason);
   v_problem text := case
     when coalesce(length(set_breaker.name), 0) not between 1 and 90 or set_breaker.name like '%:%'
       then 'a breaker needs a name of 1 to 90 characters without a colon'
@@ -277,6 +280,7 @@ begin
     excluded.tasks, excluded.queue, excluded.tag, excluded.failures, excluded.rate, excluded.per, excluded.cool_down, excluded.longest
   )
   returning true into v_changed;
+  perform procjobs.give_reason(v_why);
   if v_changed then
     update procjobs.limits l
     set tasks = nullif(set_breaker.tasks, '{}'), queue = set_breaker.queue, tag = set_breaker.tag
@@ -287,29 +291,34 @@ begin
   return coalesce(v_changed, false);
 end
 $$;
-comment on function procjobs.set_breaker(text, text[], text, text, integer, double precision, interval, interval, interval) is
+comment on function procjobs.set_breaker(text, text[], text, text, integer, double precision, interval, interval, interval, text) is
   'Makes a breaker for the jobs of tasks, of a queue, or of tasks in a queue; with tag only for those that carry it. It opens after this many failures within per, '
   'if they are at least the share rate of all outcomes since the first; stays open for cool_down, doubled after each failed probe up to longest. '
-  'The same name again changes it and leaves its state; false if it was so already. Definer: the admin role has no rights on tables.';
+  'The same name again changes it and leaves its state; false if it was so already; the reason goes to procjobs.setting_log. Definer: the admin role has no rights on tables.';
 
-create or replace function procjobs.drop_breaker(name text)
+drop function if exists procjobs.drop_breaker(text);
+create or replace function procjobs.drop_breaker(name text, reason text default null)
 returns boolean
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_why text;
 begin
   perform from procjobs.breakers b where b.name = drop_breaker.name for update;
   if not found then
     return false;
   end if;
   perform procjobs.mend_breaker(drop_breaker.name);
+  v_why := procjobs.give_reason(drop_breaker.reason);
   delete from procjobs.breakers b where b.name = drop_breaker.name;
+  perform procjobs.give_reason(v_why);
   return true;
 end
 $$;
-comment on function procjobs.drop_breaker(text) is
-  'Removes a breaker; what waited for it goes on. False if there is none of that name. Definer: the admin role has no rights on tables.';
+comment on function procjobs.drop_breaker(text, text) is
+  'Removes a breaker; what waited for it goes on; the reason goes to procjobs.setting_log. False if there is none of that name. Definer: the admin role has no rights on tables.';
 
 create or replace function procjobs.breakers_due_in()
 returns double precision

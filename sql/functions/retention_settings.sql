@@ -2,12 +2,14 @@
 -- Owns:        procjobs.retention_policies.
 -- Lock order:  retention_policies (one row), upkeep_state, retention_log.
 
+drop function if exists procjobs.set_retention(interval, integer, text, text, text);
 create or replace function procjobs.set_retention(
   max_age interval default null,
   keep_last integer default null,
   queue text default null,
   task text default null,
-  state text default 'all'
+  state text default 'all',
+  reason text default null
 )
 returns text
 language plpgsql
@@ -21,6 +23,7 @@ declare
   v_queue text := queue;
   v_task text := task;
   v_state text := coalesce(state, 'all');
+  v_why text := procjobs.give_reason(reason);
   v_text text;
 begin
   perform procjobs.check_retention(v_max_age, v_keep_last, v_queue, v_task, v_state);
@@ -33,16 +36,17 @@ begin
         set_at = excluded.set_at,
         set_by = excluded.set_by;
 
+  perform procjobs.give_reason(v_why);
   v_text := procjobs.retention_in_words(v_queue, v_task, v_state, v_max_age, v_keep_last);
   perform procjobs.note_retention('set', 0, jsonb_build_object('policy', v_text));
   perform procjobs.restart_retention();
   return v_text;
 end
 $$;
-comment on function procjobs.set_retention(interval, integer, text, text, text) is
+comment on function procjobs.set_retention(interval, integer, text, text, text, text) is
   'Keeps jobs that ended for max_age, or the last keep_last of them, or as long as both hold; for ever where neither is given. '
   'For a task, a queue, or, without either, all others (each queue is counted for itself); for one final state or all (each counted for itself). '
-  'Returns the policy in words. See procjobs.retention. Definer: the admin role has no rights on tables.';
+  'The reason goes to procjobs.setting_log. Returns the policy in words. See procjobs.retention. Definer: the admin role has no rights on tables.';
 
 create or replace function procjobs.check_retention(
   p_max_age interval, p_keep_last integer, p_queue text, p_task text, p_state text
@@ -71,8 +75,9 @@ end
 $$;
 comment on function procjobs.check_retention(interval, integer, text, text, text) is 'Raises PJ009 for a policy that cannot be.';
 
+drop function if exists procjobs.drop_retention(text, text, text);
 create or replace function procjobs.drop_retention(
-  queue text default null, task text default null, state text default 'all'
+  queue text default null, task text default null, state text default 'all', reason text default null
 )
 returns boolean
 language plpgsql
@@ -84,6 +89,8 @@ declare
   v_queue text := queue;
   v_task text := task;
   v_state text := coalesce(state, 'all');
+  v_why text := procjobs.give_reason(reason);
+  v_found boolean;
 begin
   if v_queue is null and v_task is null and v_state in ('all', 'failed') then
     update procjobs.retention_policies p
@@ -102,7 +109,9 @@ begin
       and p.queue is not distinct from v_queue
       and p.state = v_state;
   end if;
-  if not found then
+  v_found := found;
+  perform procjobs.give_reason(v_why);
+  if not v_found then
     return false;
   end if;
 
@@ -112,9 +121,19 @@ begin
   return true;
 end
 $$;
-comment on function procjobs.drop_retention(text, text, text) is
-  'Takes a policy back: the next one that fits holds again. Without queue and task, what came with procjobs holds again. False if there was none. '
+comment on function procjobs.drop_retention(text, text, text, text) is
+  'Takes a policy back: the next one that fits holds again. Without queue and task, what came with procjobs holds again. The reason goes to procjobs.setting_log. False if there was none. '
   'Definer: the admin role has no rights on tables.';
+
+create or replace function procjobs.retention_scope(p_queue text, p_task text, p_state text)
+returns text
+language sql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  select format('%s, %s', coalesce('task ' || p_task, 'queue ' || p_queue, 'all others'), p_state)
+$$;
+comment on function procjobs.retention_scope(text, text, text) is 'What a policy is for, in words: its name in the log of settings.';
 
 create or replace function procjobs.retention_in_words(
   p_queue text, p_task text, p_state text, p_max_age interval, p_keep_last integer
@@ -124,9 +143,8 @@ language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select format('%s, %s: %s',
-    coalesce('task ' || p_task, 'queue ' || p_queue, 'all others'),
-    p_state,
+  select format('%s: %s',
+    procjobs.retention_scope(p_queue, p_task, p_state),
     coalesce(nullif(concat_ws(' and ', p_max_age::text, 'the last ' || p_keep_last), ''), 'for ever'))
 $$;
 comment on function procjobs.retention_in_words(text, text, text, interval, integer) is 'A policy in words.';

@@ -28,7 +28,8 @@ comment on function procjobs.pause_schedule(text, text) is
   'Holds a schedule off until it is resumed; those for its tenants go on. run_now works all the same. False if it was paused. Unknown name: PJ015. '
   'Definer: the admin role has no rights on tables.';
 
-create or replace function procjobs.resume_schedule(name text)
+drop function if exists procjobs.resume_schedule(text);
+create or replace function procjobs.resume_schedule(name text, reason text default null)
 returns boolean
 language plpgsql
 security definer
@@ -37,8 +38,10 @@ as $$
 #variable_conflict use_column
 declare
   v_row procjobs.schedules := procjobs.require_schedule(resume_schedule.name);
+  v_why text := procjobs.give_reason(resume_schedule.reason);
 begin
   if v_row.paused_at is null then
+    perform procjobs.give_reason(v_why);
     return false;
   end if;
   v_row.paused_at := null;
@@ -49,11 +52,12 @@ begin
       held_until = procjobs.clock(),
       due_at = case when procjobs.schedule_hold(v_row) is null then s.next_slot end
   where s.name = v_row.name;
+  perform procjobs.give_reason(v_why);
   return true;
 end
 $$;
-comment on function procjobs.resume_schedule(text) is
-  'Lets a schedule go on. Slots since the pause are treated by its misfire, but were not missed. False if it was not paused. Unknown name: PJ015. '
+comment on function procjobs.resume_schedule(text, text) is
+  'Lets a schedule go on. Slots since the pause are treated by its misfire, but were not missed; the reason goes to procjobs.setting_log. False if it was not paused. Unknown name: PJ015. '
   'Definer: the admin role has no rights on tables.';
 
 create or replace function procjobs.set_schedule_group("group" text, enabled boolean, reason text default null)
@@ -65,6 +69,7 @@ as $$
 #variable_conflict use_column
 declare
   v_was boolean;
+  v_why text;
 begin
   if set_schedule_group.enabled is null or coalesce(length(set_schedule_group."group"), 0) not between 1 and 100 then
     perform procjobs.raise_fault(jsonb_build_object(
@@ -76,10 +81,12 @@ begin
   if v_was is not distinct from set_schedule_group.enabled then
     return false;
   end if;
+  v_why := procjobs.give_reason(set_schedule_group.reason);
   insert into procjobs.schedule_groups as g (name, enabled, set_at, set_by, reason)
   values (set_schedule_group."group", set_schedule_group.enabled, procjobs.clock(), session_user, set_schedule_group.reason)
   on conflict (name) do update
     set enabled = excluded.enabled, set_at = excluded.set_at, set_by = excluded.set_by, reason = excluded.reason;
+  perform procjobs.give_reason(v_why);
   if set_schedule_group.enabled is distinct from coalesce(v_was, true) then
     perform procjobs.hold_group(set_schedule_group."group", set_schedule_group.enabled);
   end if;
@@ -111,7 +118,8 @@ end
 $$;
 comment on function procjobs.hold_group(text, boolean) is 'Holds the schedules of a group off, or lets them go on. Returns how many.';
 
-create or replace function procjobs.set_cron_timezone(timezone text)
+drop function if exists procjobs.set_cron_timezone(text);
+create or replace function procjobs.set_cron_timezone(timezone text, reason text default null)
 returns boolean
 language plpgsql
 security definer
@@ -120,6 +128,8 @@ as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := procjobs.clock();
+  v_why text := procjobs.give_reason(set_cron_timezone.reason);
+  v_changed boolean;
 begin
   if set_cron_timezone.timezone is null then
     perform procjobs.raise_invalid_zone('null');
@@ -128,7 +138,9 @@ begin
   update procjobs.schedule_settings s
   set timezone = set_cron_timezone.timezone
   where s.timezone <> set_cron_timezone.timezone;
-  if not found then
+  v_changed := found;
+  perform procjobs.give_reason(v_why);
+  if not v_changed then
     return false;
   end if;
   with those as (
@@ -148,8 +160,8 @@ begin
   return true;
 end
 $$;
-comment on function procjobs.set_cron_timezone(text) is
-  'Sets the time zone of all schedules that name none, from now on. False if it was so. Unknown zone: PJ014. Definer: the admin role has no rights on tables.';
+comment on function procjobs.set_cron_timezone(text, text) is
+  'Sets the time zone of all schedules that name none, from now on; the reason goes to procjobs.setting_log. False if it was so. Unknown zone: PJ014. Definer: the admin role has no rights on tables.';
 
 create or replace function procjobs.run_now(name text, idempotency_key text default null, args jsonb default null)
 returns bigint

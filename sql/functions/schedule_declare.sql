@@ -135,6 +135,7 @@ declare
   v_names text[] := array(select e ->> 'name' from jsonb_array_elements(p_schedules) e order by 1);
   v_words jsonb;
   v_detail text;
+  v_why text;
 begin
   if p_source not in ('code', 'periodic', 'file', 'pack') then
     perform procjobs.raise_fault(jsonb_build_object(
@@ -146,6 +147,7 @@ begin
     set schedules = array(select distinct n from unnest(w.schedules || v_names) n order by n)
     where w.id = p_worker;
   end if;
+  v_why := procjobs.give_reason(format('declared by %s', p_source));
   for v_words in select e from jsonb_array_elements(p_schedules) e order by e ->> 'name' loop
     name := v_words ->> 'name';
     changed := false;
@@ -162,6 +164,7 @@ begin
   if p_complete then
     perform procjobs.forget_undeclared(p_source, v_names);
   end if;
+  perform procjobs.give_reason(v_why);
 end
 $$;
 comment on function procjobs.declare_schedules(text, jsonb, bigint, boolean) is
@@ -208,7 +211,7 @@ begin
     if p_source = 'file' and exists (select from procjobs.schedules s where s.name = v_name and s.source <> 'file') then
       perform procjobs.declare_schedule('file', v_name, '{}');
     else
-      perform procjobs.unschedule(v_name);
+      perform procjobs.unschedule(v_name, format('declared by %s no more', p_source));
     end if;
     v_count := v_count + 1;
   end loop;
@@ -229,7 +232,7 @@ declare
   v_said text[] := '{}';
 begin
   if p_timezone is not null and p_timezone is distinct from (select s.declared_timezone from procjobs.schedule_settings s) then
-    perform procjobs.set_cron_timezone(p_timezone);
+    perform procjobs.set_cron_timezone(p_timezone, 'the environment says so');
     update procjobs.schedule_settings set declared_timezone = p_timezone;
     v_said := v_said || format('time zone %s', p_timezone);
   end if;

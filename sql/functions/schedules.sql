@@ -264,6 +264,10 @@ end
 $$;
 comment on function procjobs.raise_no_schedule(text) is 'Raises PJ015 for a name that is no schedule''s.';
 
+drop function if exists procjobs.schedule(
+  text, text, text, interval, jsonb, text, text, integer, text, text[], integer, interval, text, text, timestamptz, interval, text,
+  interval, integer, interval, text, text, text
+);
 create or replace function procjobs.schedule(
   name text,
   task text default null,
@@ -287,7 +291,8 @@ create or replace function procjobs.schedule(
   grace interval default null,
   overlap text default null,
   "group" text default null,
-  description text default null
+  description text default null,
+  reason text default null
 )
 returns timestamptz
 language plpgsql
@@ -304,6 +309,7 @@ declare
     'jitter', schedule.jitter, 'misfire', schedule.misfire, 'misfire_window', schedule.misfire_window, 'catch_up', schedule.catch_up,
     'grace', schedule.grace, 'overlap', schedule.overlap, 'group', schedule."group", 'description', schedule.description
   )) || case when schedule.args is null then '{}' else jsonb_build_object('args', schedule.args) end;
+  v_why text := procjobs.give_reason(schedule.reason);
   v_row procjobs.schedules;
 begin
   if num_nonnulls(schedule.cron, schedule.every) = 2 then
@@ -323,17 +329,19 @@ begin
         'own_args', v_set -> 'args', 'args', (select p.args from procjobs.schedules p where p.name = v_row.parent) || (v_set -> 'args'));
     end if;
   end if;
-  return (procjobs.store_schedule(v_row, v_set, true)).next_slot;
+  v_row := procjobs.store_schedule(v_row, v_set, true);
+  perform procjobs.give_reason(v_why);
+  return v_row.next_slot;
 end
 $$;
 comment on function procjobs.schedule(
   text, text, text, interval, jsonb, text, text, integer, text, text[], integer, interval, text, text, timestamptz, interval, text,
-  interval, integer, interval, text, text, text
+  interval, integer, interval, text, text, text, text
 ) is
   'Enqueues a task again and again: at the times of a cron in a time zone (null: the system''s), or every so often, whatever clocks do. '
   'For a name that exists only what is given changes. jitter: each job is put off by a part of it. misfire: what becomes of slots nobody fired: skip, '
   'latest (default), all (the last catch_up) within misfire_window. grace: later than that was missed. overlap: skip (default), queue or allow. '
-  'group: switched together. Arguments slot, timestamp and tenant of the task are filled in. Returns the next slot. Definer: the admin role has no rights on tables.';
+  'group: switched together. Arguments slot, timestamp and tenant of the task are filled in; the reason goes to procjobs.setting_log. Returns the next slot. Definer: the admin role has no rights on tables.';
 
 create or replace function procjobs.child_settings(p_name text, p_set jsonb)
 returns jsonb
@@ -355,13 +363,15 @@ end
 $$;
 comment on function procjobs.child_settings(text, jsonb) is 'What is set for a child; PJ009 for what only its parent can say.';
 
+drop function if exists procjobs.schedule_for(text, text, text, interval, text, jsonb);
 create or replace function procjobs.schedule_for(
   name text,
   tenant text,
   cron text default null,
   every interval default null,
   timezone text default null,
-  args jsonb default null
+  args jsonb default null,
+  reason text default null
 )
 returns timestamptz
 language plpgsql
@@ -373,6 +383,7 @@ as $$
 declare
   v_parent procjobs.schedules := procjobs.require_schedule(schedule_for.name);
   v_name text := schedule_for.name || '/' || schedule_for.tenant;
+  v_why text := procjobs.give_reason(schedule_for.reason);
   v_row procjobs.schedules;
 begin
   if v_parent.parent is not null or coalesce(length(schedule_for.tenant), 0) not between 1 and 128 then
@@ -401,33 +412,40 @@ begin
     v_row.pause_reason := null;
     v_row.created_at := null;
   end if;
-  return (procjobs.store_schedule(v_row, jsonb_strip_nulls(jsonb_build_object(
+  v_row := procjobs.store_schedule(v_row, jsonb_strip_nulls(jsonb_build_object(
     'cron', schedule_for.cron, 'every', schedule_for.every, 'timezone', schedule_for.timezone
   )) || case when schedule_for.args is null then '{}' else jsonb_build_object(
-    'own_args', schedule_for.args, 'args', v_parent.args || schedule_for.args) end, true)).next_slot;
+    'own_args', schedule_for.args, 'args', v_parent.args || schedule_for.args) end, true);
+  perform procjobs.give_reason(v_why);
+  return v_row.next_slot;
 end
 $$;
-comment on function procjobs.schedule_for(text, text, text, interval, text, jsonb) is
+comment on function procjobs.schedule_for(text, text, text, interval, text, jsonb, text) is
   'A schedule of its own for a tenant or user, named name/tenant: with the task and options of `name`, also when these change, at a time of its own. '
-  'Its jobs are the tenant''s; a task that takes an argument `tenant` is told. The same call again changes what is given. Returns the next slot. '
+  'Its jobs are the tenant''s; a task that takes an argument `tenant` is told. The same call again changes what is given; the reason goes to procjobs.setting_log. Returns the next slot. '
   'Unknown name: PJ015. Definer: the admin role has no rights on tables.';
 
-create or replace function procjobs.unschedule(name text)
+drop function if exists procjobs.unschedule(text);
+create or replace function procjobs.unschedule(name text, reason text default null)
 returns boolean
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
+declare
+  v_why text := procjobs.give_reason(unschedule.reason);
+  v_found boolean;
 begin
   delete from procjobs.schedules s where s.name = unschedule.name;
-  if found then
+  v_found := found;
+  perform procjobs.give_reason(v_why);
+  if v_found then
     perform procjobs.close_alerts(array['missed_slot', 'schedule_failing', 'cleanup_idle'], array[unschedule.name], 'unschedule');
-    return true;
   end if;
-  return false;
+  return v_found;
 end
 $$;
-comment on function procjobs.unschedule(text) is
-  'Removes a schedule and those for its tenants. Jobs that are enqueued already run; its history stays. False if there is none. '
+comment on function procjobs.unschedule(text, text) is
+  'Removes a schedule and those for its tenants. Jobs that are enqueued already run; its history stays; the reason goes to procjobs.setting_log. False if there is none. '
   'What code declares comes back when a worker starts: pause it instead. Definer: the admin role has no rights on tables.';

@@ -67,12 +67,15 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_count integer;
+  v_why text;
 begin
   perform procjobs.park_undeclared(false);
+  v_why := procjobs.give_reason('nobody declared it for seven days');
   delete from procjobs.schedules s
   where s.source in ('code', 'periodic')
     and s.undeclared_at < procjobs.clock() - interval '7 days';
   get diagnostics v_count = row_count;
+  perform procjobs.give_reason(v_why);
   return v_count;
 end
 $$;

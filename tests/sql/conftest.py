@@ -68,6 +68,14 @@ class Worker:
 
 
 @pytest.fixture
+def empty_log(sql: Sql) -> None:
+    """What comes with procjobs is in the log of settings, too; it is left out."""
+    sql("alter table procjobs.setting_changes disable trigger user")
+    sql("delete from procjobs.setting_changes")
+    sql("alter table procjobs.setting_changes enable trigger user")
+
+
+@pytest.fixture
 def worker(sql: Sql) -> Callable[..., Worker]:
     """`worker("send", "noop")` registers a worker that knows these tasks."""
 

@@ -1,4 +1,4 @@
-"""The log of settings: every change of queues, tasks and limits, by whatever way, and nothing takes it back."""
+"""The log of settings: every change, by whatever way, and nothing takes it back. The kinds: test_setting_kinds.py."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ Refused = Callable[..., Diagnostic]
 
 
 @pytest.fixture(autouse=True)
-def tasks(register: Callable[..., int]) -> None:
+def tasks(register: Callable[..., int], empty_log: None) -> None:
     register("noop")
 
 
 def log(sql: Sql, *columns: str) -> list[tuple[Any, ...]]:
-    """What came with procjobs left out."""
     chosen = ", ".join(columns or ("kind", "name", "change", "reason", "before", "after"))
-    return sql(f"select {chosen} from procjobs.setting_log where name <> 'notifications' order by id")
+    return sql(f"select {chosen} from procjobs.setting_log order by id")
 
 
 def test_pauses_of_queues_and_tasks_each_with_its_reason(sql: Sql, now: Callable[[str], None]) -> None:
@@ -96,6 +95,15 @@ def test_what_is_changed_by_hand_is_there_too_with_a_reason_if_one_was_said(sql:
     ]  # fmt: skip
 
 
+def test_the_reason_of_a_call_goes_before_that_of_the_session(sql: Sql) -> None:
+    sql("set procjobs.reason = 'night shift'")
+    sql("select procjobs.pause_queue('mail', 'provider down')")
+    sql("select procjobs.set_schedule_group('cleanup', false, 'moving')")
+    sql("select procjobs.set_schedule_group('cleanup', true, 'moving')")
+    sql("select procjobs.resume_queue('mail')")
+    assert log(sql, "reason") == [("provider down",), ("moving",), ("moving",), ("night shift",)]
+
+
 def test_it_is_of_the_transaction_of_the_change(sql: Sql, another: Callable[[], psycopg.Connection[Any]]) -> None:
     other = another()
     other.execute("select procjobs.pause_queue('mail', 'first')")
@@ -108,6 +116,7 @@ def test_it_is_of_the_transaction_of_the_change(sql: Sql, another: Callable[[], 
 
 def test_claims_and_breakers_write_nothing(sql: Sql, worker: Callable[..., Worker]) -> None:
     sql("select procjobs.set_queue('default', fair => true)")
+    sql("select procjobs.set_breaker('smtp', tasks => array['noop'], failures => 2)")
     mine = worker("noop")
     for tenant in ("a", "b", None):
         sql("select procjobs.defer('noop', tenant => %s)", tenant)
@@ -115,9 +124,10 @@ def test_claims_and_breakers_write_nothing(sql: Sql, worker: Callable[..., Worke
     while claimed := mine.claim(1):
         mine.finish(*claimed)
     assert sql.one("select last_tenant is not null from procjobs.queue_settings")
-    sql("select procjobs.set_breaker('smtp', tasks => array['noop'])")
-    sql("select procjobs.open_breaker('smtp')")
+    assert [sql.one("select procjobs.report_outcome('smtp', false)") for _ in range(2)] == ["closed", "open"]
     assert sql("select name from procjobs.limits where breaker is not null")
+    sql("select procjobs.close_breaker('smtp')")
+    sql("select procjobs.open_breaker('smtp')")
     sql("select procjobs.close_breaker('smtp')")
     assert log(sql) == before
 

@@ -79,13 +79,17 @@ $$;
 comment on function procjobs.after_unknown(text) is
   'What follows a try of this method whose end nobody saw: retry or hold.';
 
-create or replace function procjobs.set_delivery_policy(delivery_method text, after_unknown text)
+drop function if exists procjobs.set_delivery_policy(text, text);
+create or replace function procjobs.set_delivery_policy(delivery_method text, after_unknown text, reason text default null)
 returns boolean
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
+declare
+  v_why text := procjobs.give_reason(set_delivery_policy.reason);
+  v_changed boolean;
 begin
   if set_delivery_policy.delivery_method is null or set_delivery_policy.after_unknown is null
     or set_delivery_policy.after_unknown not in ('retry', 'hold')
@@ -100,12 +104,14 @@ begin
   on conflict on constraint delivery_policies_pkey do update
   set after_unknown = excluded.after_unknown, set_at = excluded.set_at, set_by = session_user
   where p.after_unknown <> excluded.after_unknown;
-  return found;
+  v_changed := found;
+  perform procjobs.give_reason(v_why);
+  return v_changed;
 end
 $$;
-comment on function procjobs.set_delivery_policy(text, text) is
+comment on function procjobs.set_delivery_policy(text, text, text) is
   'What follows a try of this delivery method whose end nobody saw: retry (out of the box for email, slack, webhook) or hold (sms, whatsapp). '
-  'False if it was so already. Definer: the admin role has no rights on tables.';
+  'False if it was so already; the reason goes to procjobs.setting_log. Definer: the admin role has no rights on tables.';
 
 create or replace function procjobs.doubt_lost_tries(p_notification uuid)
 returns void
@@ -239,12 +245,15 @@ comment on function procjobs.notification_metrics(interval, text) is
   'Deliveries that ended within the last p_span, all or one worker''s: how, and how long they took, in all and by method; how many notifications wait, '
   'and the breakers of their methods. Nothing of contents and addresses. Definer: the worker role has no rights on tables.';
 
-create or replace function procjobs.set_failed_alert(failed integer, within interval default null)
+drop function if exists procjobs.set_failed_alert(integer, interval);
+create or replace function procjobs.set_failed_alert(failed integer, within interval default null, reason text default null)
 returns void
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_why text := procjobs.give_reason(reason);
 begin
   if coalesce(failed, 0) < 1 or within <= interval '0' then
     raise exception 'an alert at % failed notifications within % cannot be', coalesce(failed::text, 'null'), coalesce(within::text, 'null')
@@ -255,10 +264,11 @@ begin
   update procjobs.schedule_settings s
   set failed_limit = failed,
       failed_within = coalesce(within, s.failed_within);
+  perform procjobs.give_reason(v_why);
 end
 $$;
-comment on function procjobs.set_failed_alert(integer, interval) is
-  'Raises an alert when more notifications than this failed for good within this time (null: what it was; out of the box 100, 1 hour). Definer: the admin role has no rights on tables.';
+comment on function procjobs.set_failed_alert(integer, interval, text) is
+  'Raises an alert when more notifications than this failed for good within this time (null: what it was; out of the box 100, 1 hour). The reason goes to procjobs.setting_log. Definer: the admin role has no rights on tables.';
 
 create or replace function procjobs.watch_notifications()
 returns void

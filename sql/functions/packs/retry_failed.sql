@@ -2,8 +2,9 @@
 -- Owns:        procjobs.retry_rules; job_events of type redriven with a round in their detail.
 -- Lock order:  procrastinate_jobs by id, skipping locked rows; job_events.
 
+drop function if exists procjobs.set_retry_rule(text, text, integer, interval);
 create or replace function procjobs.set_retry_rule(
-  error_class text default null, task text default null, rounds integer default 3, wait interval default '10 minutes'
+  error_class text default null, task text default null, rounds integer default 3, wait interval default '10 minutes', reason text default null
 )
 returns void
 language plpgsql
@@ -11,6 +12,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+  v_why text := procjobs.give_reason(reason);
   v_fault text := case
     when coalesce(error_class, '') = '' and coalesce(task, '') = '' then 'neither error_class nor task is given'
     when length(task) > 128 then format('task has %s characters', length(task))
@@ -32,27 +34,34 @@ begin
       built_in = false,
       set_at = excluded.set_at,
       set_by = session_user;
+  perform procjobs.give_reason(v_why);
 end
 $$;
-comment on function procjobs.set_retry_rule(text, text, integer, interval) is
+comment on function procjobs.set_retry_rule(text, text, integer, interval, text) is
   'Lets retry_failed_jobs run dead letters again whose last error is of this class, of this task, or both: so many rounds, each wait after it failed, twice as long each further time. '
-  'A task''s rule goes before one for any task, a class''s before one for any; rounds => 0 forbids. Definer: the admin role has no rights on tables.';
+  'A task''s rule goes before one for any task, a class''s before one for any; rounds => 0 forbids. The reason goes to procjobs.setting_log. Definer: the admin role has no rights on tables.';
 
-create or replace function procjobs.drop_retry_rule(error_class text default null, task text default null)
+drop function if exists procjobs.drop_retry_rule(text, text);
+create or replace function procjobs.drop_retry_rule(error_class text default null, task text default null, reason text default null)
 returns boolean
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_why text := procjobs.give_reason(drop_retry_rule.reason);
+  v_found boolean;
 begin
   delete from procjobs.retry_rules r
   where r.task = coalesce(drop_retry_rule.task, '')
     and r.error_class = coalesce(drop_retry_rule.error_class, '');
-  return found;
+  v_found := found;
+  perform procjobs.give_reason(v_why);
+  return v_found;
 end
 $$;
-comment on function procjobs.drop_retry_rule(text, text) is
-  'Forgets a rule of retry_failed_jobs. False if there is none. Definer: the admin role has no rights on tables.';
+comment on function procjobs.drop_retry_rule(text, text, text) is
+  'Forgets a rule of retry_failed_jobs; the reason goes to procjobs.setting_log. False if there is none. Definer: the admin role has no rights on tables.';
 
 create or replace function procjobs.dead_letter_classes()
 returns table (mark text, error_class text)

@@ -301,6 +301,7 @@ $$;
 comment on function procjobs.check_policy_parses(procjobs.table_policies) is
   'Raises PJ030 unless condition and values of a policy can be parsed. Names are looked up as the session does by default.';
 
+drop function if exists procjobs.set_table_policy(text, text, text, interval, text, text, jsonb, integer, boolean, boolean, text, text);
 create or replace function procjobs.set_table_policy(
   name text,
   table_name text,
@@ -313,7 +314,8 @@ create or replace function procjobs.set_table_policy(
   oldest_first boolean default true,
   enabled boolean default true,
   run_as text default null,
-  description text default null
+  description text default null,
+  reason text default null
 )
 returns text
 language plpgsql
@@ -356,13 +358,13 @@ begin
   foreach v_what in array procjobs.policy_warnings(p) loop
     raise warning 'policy %: %', p.name, v_what;
   end loop;
-  return procjobs.store_table_policy(p);
+  return procjobs.store_table_policy(p, reason);
 end
 $$;
-comment on function procjobs.set_table_policy(text, text, text, interval, text, text, jsonb, integer, boolean, boolean, text, text) is
+comment on function procjobs.set_table_policy(text, text, text, interval, text, text, jsonb, integer, boolean, boolean, text, text, text) is
   'Keeps rows of a table for so long after the time in a column: select procjobs.set_table_policy(''cleanup_sessions'', ''app.sessions'', ''expires_at'', ''0''). '
   'Due rows for which condition holds are deleted, or get the values of assignments (action set), by batches of at most batch rows. '
-  'It is worked with the rights of run_as, by default the caller''s, by procjobs.run_retention(name) or call procjobs.work_retention(name). The same name again changes it. '
+  'It is worked with the rights of run_as, by default the caller''s, by procjobs.run_retention(name) or call procjobs.work_retention(name). The same name again changes it; the reason goes to procjobs.setting_log. '
   'Returns the policy in words.';
 
 create or replace function procjobs.may_become(p_role text)
@@ -393,7 +395,8 @@ end
 $$;
 comment on function procjobs.check_may_become(text, text) is 'Raises PJ030 unless the login may SET ROLE to the role of a policy.';
 
-create or replace function procjobs.store_table_policy(p_policy procjobs.table_policies)
+drop function if exists procjobs.store_table_policy(procjobs.table_policies);
+create or replace function procjobs.store_table_policy(p_policy procjobs.table_policies, p_reason text default null)
 returns text
 language plpgsql
 security definer
@@ -401,8 +404,10 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   p record := p_policy;
+  v_why text;
 begin
   perform procjobs.check_may_become(p.name, p.run_as);
+  v_why := procjobs.give_reason(p_reason);
   insert into procjobs.table_policies as known (
     name, table_name, column_name, keep, condition, action, assignments, batch, oldest_first, enabled, run_as, description, set_at
   )
@@ -428,6 +433,7 @@ begin
       known.oldest_first, known.enabled, known.run_as, known.description, known.set_by)
     is distinct from (excluded.table_name, excluded.column_name, excluded.keep, excluded.condition, excluded.action, excluded.assignments,
       excluded.batch, excluded.oldest_first, excluded.enabled, excluded.run_as, excluded.description, session_user);
+  perform procjobs.give_reason(v_why);
   -- While migrate applies a host.sql, the tasks may not be there yet: then migrate itself does this at its end.
   perform procjobs.declare_retention_schedules()
   where p.name in (select s.name from procjobs.retention_schedules() s)
@@ -435,7 +441,7 @@ begin
   return procjobs.policy_in_words(p_policy);
 end
 $$;
-comment on function procjobs.store_table_policy(procjobs.table_policies) is
+comment on function procjobs.store_table_policy(procjobs.table_policies, text) is
   'Stores what set_table_policy found good, for a role that the login may become. Definer: the admin role has no rights on tables.';
 
 create or replace function procjobs.policy_in_words(p_policy procjobs.table_policies)
@@ -456,20 +462,26 @@ as $$
 $$;
 comment on function procjobs.policy_in_words(procjobs.table_policies) is 'A table''s policy in words.';
 
-create or replace function procjobs.drop_table_policy(name text)
+drop function if exists procjobs.drop_table_policy(text);
+create or replace function procjobs.drop_table_policy(name text, reason text default null)
 returns boolean
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_why text := procjobs.give_reason(drop_table_policy.reason);
+  v_found boolean;
 begin
   delete from procjobs.table_policies p where p.name = drop_table_policy.name;
-  if not found then
+  v_found := found;
+  perform procjobs.give_reason(v_why);
+  if not v_found then
     return false;
   end if;
   perform procjobs.declare_retention_schedules();
   return true;
 end
 $$;
-comment on function procjobs.drop_table_policy(text) is
-  'Forgets a table''s policy, and the schedule that came with it; what it did stays in table_retention_runs. False if there is none of that name. Definer: the admin role has no rights on tables.';
+comment on function procjobs.drop_table_policy(text, text) is
+  'Forgets a table''s policy, and the schedule that came with it; what it did stays in table_retention_runs; the reason goes to procjobs.setting_log. False if there is none of that name. Definer: the admin role has no rights on tables.';
