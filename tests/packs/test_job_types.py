@@ -60,7 +60,7 @@ async def test_each_job_type_has_its_effect(db: Database, dsn: str, sql: Any) ->
     assert sql.one(EXPIRED) == 0
 
 
-def test_their_statuses_are_those_of_a_queue_table(sql: Sql) -> None:
+def test_their_statuses_are_those_of_a_queue_table(sql: Any) -> None:
     sql("select procjobs.declare_retention()")
     for state in ("todo", "later", "doing", "succeeded", "failed", "cancelled"):
         sql("select procjobs.defer('CLEANUP_DATA', %s, queue => %s)", Jsonb({"policy": state}), state)
