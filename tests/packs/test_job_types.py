@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from psycopg.types.json import Jsonb
@@ -89,3 +91,27 @@ def test_their_statuses_are_those_of_a_queue_table(sql: Any) -> None:
         "select scheduled_at >= created_at, updated_at >= created_at, max_attempts, attempts from procjobs.job_queue"
     )
     assert {(row[0], row[1]) for row in sql(times)} == {(True, True)}
+
+
+def test_what_requests_mails_takes_no_place_from_their_sending(sql: Any) -> None:
+    for declare in ("notifications", "digests", "reminders", "reports", "invitations"):
+        sql(f"select procjobs.declare_{declare}()")
+    assert sql("select name from procjobs.tasks where queue = 'notifications'") == [("procjobs.send_notification",)]
+    page = (Path(__file__).parents[2] / "docs/settings.md").read_text(encoding="utf-8")
+    told = set(re.findall(r" \| `(\w+)` \|$", page.partition("### Queues of procjobs' own")[2], re.MULTILINE))
+    assert {queue for (queue,) in sql("select distinct queue from procjobs.tasks")} <= told
+
+
+def test_an_upgrade_moves_such_tasks_but_not_those_that_somebody_moved(sql: Any) -> None:
+    sql("select procjobs.declare_digests(), procjobs.declare_reminders()")
+    sql("update procjobs.tasks set queue = 'notifications' where routine like 'procjobs.create%reminders%'")
+    sql("update procjobs.tasks set queue = 'notifications' where name = 'procjobs.create_digest_jobs'")
+    sql("select procjobs.set_task('procjobs.create_event_reminders', queue => 'mine')")
+    sql("select procjobs.declare_digests(), procjobs.declare_reminders()")
+    for task, queue in {
+        "procjobs.create_digest_jobs": "digests",
+        "procjobs.create_payment_reminders": "reminders",
+        "procjobs.create_event_reminders": "mine",
+    }.items():
+        job = sql.one("select procjobs.defer(%s)", task)
+        assert sql.one("select queue_name from public.procrastinate_jobs where id = %s", job) == queue

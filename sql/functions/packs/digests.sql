@@ -362,7 +362,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   perform procjobs.register_sql_task(
-    'procjobs.' || t.name, 'procjobs.' || t.name, queue => 'notifications', priority => 5, max_attempts => 1, timeout => '5 minutes')
+    'procjobs.' || t.name, 'procjobs.' || t.name, queue => 'digests', priority => 5, max_attempts => 1, timeout => '5 minutes')
   from unnest('{create_digest_jobs, process_email_queue}'::text[]) t (name);
   return (
     select count(*)

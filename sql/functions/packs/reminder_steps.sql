@@ -125,7 +125,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   perform procjobs.register_sql_task(
-    t.name, t.routine, queue => 'notifications', priority => 5, max_attempts => t.runs, backoff_base => '1 minute', timeout => '10 minutes')
+    t.name, t.routine, queue => 'reminders', priority => 5, max_attempts => t.runs, backoff_base => '1 minute', timeout => '10 minutes')
   from (values
     ('procjobs.create_payment_reminders', 'procjobs.create_payment_reminders', 3),
     ('procjobs.create_event_reminders', 'procjobs.create_event_reminders', 1),
