@@ -64,6 +64,7 @@ class Deferred:
     provider_code: the provider's own name or number of the error.
     retry_after:   seconds that the provider asked to wait.
     limited:       it was too much at a time: nobody looked at the message.
+    unprepared:    this worker lacks a setting or a package: nobody was asked, another worker may have it.
     """
 
     code: int | None
@@ -71,6 +72,7 @@ class Deferred:
     provider_code: str | None = None
     retry_after: float | None = None
     limited: bool = False
+    unprepared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +298,8 @@ class Mailer:
     async def send(self, mail: Mail) -> Outcome:
         """Send one message and say what became of it. Raises nothing but programming errors and cancellation."""
         if not self._host:
-            return Deferred(None, "no mail server is configured: set smtp_host (PROCJOBS_SMTP_HOST)")
+            words = "no mail server is configured: set smtp_host (PROCJOBS_SMTP_HOST)"
+            return Deferred(None, words, provider_code="not_set_up", unprepared=True)
         try:
             message = compose(mail, self._sender, self._reply_to)
         except ValueError as error:

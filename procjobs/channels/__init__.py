@@ -34,11 +34,11 @@ class Channels:
         """Send one message and say what became of it. Without its settings or packages it is Deferred with the mend."""
         state = channel_state(self._settings, method)
         if state.state != "ready":
-            return Deferred(None, f"{method} is not set up on this worker: {state.mend}")
+            return _unprepared(f"{method} is not set up on this worker: {state.mend}")
         try:
             provider = self._provider(method)
         except ImportError as error:
-            return Deferred(None, self._missing(method, error))
+            return _unprepared(self._missing(method, error))
         outcome = await provider.send(message)
         return replace(outcome, reply=self._shown(outcome.reply, message.to if method in _BY_PHONE else None))
 
@@ -76,6 +76,10 @@ class Channels:
         if phone is not None:
             words = words.replace(phone, "the number").replace(phone.removeprefix("+"), "the number")
         return words.replace("\x00", "").encode("utf-8", "replace").decode("utf-8")[:2000]
+
+
+def _unprepared(words: str) -> Deferred:
+    return Deferred(None, words, provider_code="not_set_up", unprepared=True)
 
 
 #: Methods whose address is a phone number, which is in no error.

@@ -41,9 +41,7 @@ class Apprise:
     async def send(self, message: Message) -> Outcome:
         url = self._targets.get(message.to)
         if url is None:
-            return Deferred(
-                None, f"there is no target {message.to}: add it to apprise_targets", provider_code="no_target"
-            )
+            return _unprepared(f"there is no target {message.to}: add it to apprise_targets")
         with hushed():  # the context goes along into the thread
             return await asyncio.to_thread(_notify, url, message)
 
@@ -58,7 +56,7 @@ def _notify(url: str, message: Message) -> Outcome:
     try:
         service = apprise.Apprise()
         if not service.add(url):
-            return Deferred(None, f"apprise does not understand the URL of {message.to}: check apprise_targets")
+            return _unprepared(f"apprise does not understand the URL of {message.to}: check apprise_targets")
         kind = apprise.NotifyType.WARNING if message.urgent else apprise.NotifyType.INFO
         taken = bool(
             service.notify(
@@ -72,6 +70,10 @@ def _notify(url: str, message: Message) -> Outcome:
         if not exchanges:
             return Deferred(None, f"apprise failed at {message.to}: {type(error).__name__}")
     return Sent(None, f"taken by {message.to}") if taken else _refusal(exchanges, message.to)
+
+
+def _unprepared(words: str) -> Deferred:
+    return Deferred(None, words, provider_code="no_target", unprepared=True)
 
 
 # What was behind a no

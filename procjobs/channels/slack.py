@@ -58,7 +58,10 @@ class Slack:
             return judge_webhook(answer) if isinstance(answer, Answer) else answer
         if not self._token:
             return Deferred(
-                None, f"no incoming webhook stands for {message.to}: add it to slack_webhooks, or set slack_token"
+                None,
+                f"no incoming webhook stands for {message.to}: add it to slack_webhooks, or set slack_token",
+                provider_code="no_target",
+                unprepared=True,
             )
         # The same at every try: Slack knows a second copy by it.
         content = {

@@ -46,6 +46,8 @@ blueprint = Blueprint()
 
 #: Seconds to wait for a provider that said "too much" and not for how long.
 _LIMITED_WAIT = 60.0
+#: Seconds to wait for a worker that has the settings: the first time, doubled each time, and the longest.
+_UNPREPARED_WAIT, _LONGEST_UNPREPARED_WAIT = 60.0, 3600.0
 
 
 class DeliveryDeferred(ProcjobsError):
@@ -73,7 +75,10 @@ class NothingToSend:
 
 @dataclass(frozen=True, slots=True)
 class Postponed:
-    """It was too much at a time for the provider: the next try is in `wait` seconds, and spends no attempt."""
+    """Too much at a time for the provider, or this worker lacks settings: the next try is in `wait` seconds.
+
+    It spends no attempt.
+    """
 
     wait: float
 
@@ -193,9 +198,19 @@ async def deliver(
     else:
         outcome, provider = Refused(None, f"this worker has no sender for {delivery.delivery_method}"), "none"
     await _record(db, delivery, outcome, provider=provider, took=time.perf_counter() - started)
-    if isinstance(outcome, Deferred) and outcome.limited and delivery.patient:
-        return Postponed(outcome.retry_after if outcome.retry_after is not None else _LIMITED_WAIT)
-    return outcome
+    wait = _wait(outcome, delivery.attempt)
+    return Postponed(wait) if wait is not None and delivery.patient else outcome
+
+
+def _wait(outcome: Outcome, attempt: int) -> float | None:
+    """Seconds after which it is tried again without spending an attempt; None: it spends one, or is over."""
+    if not isinstance(outcome, Deferred):
+        return None
+    if outcome.unprepared:
+        return min(_UNPREPARED_WAIT * 2.0 ** min(attempt - 1, 10), _LONGEST_UNPREPARED_WAIT)
+    if outcome.limited:
+        return outcome.retry_after if outcome.retry_after is not None else _LIMITED_WAIT
+    return None
 
 
 async def _send_mail(delivery: Delivery, mailer: Mailer, brand: Brand) -> Outcome:

@@ -294,10 +294,12 @@ as $$
   union all
   select * from procjobs.doctor_digests()
   union all
+  select * from procjobs.doctor_deliveries()
+  union all
   select * from procjobs.doctor_alerts()
 $$;
 comment on function procjobs.doctor_fleet() is
-  'What is wrong with claim, workers, queues, upkeep, limits, triggers of enqueue_on_change and digests, and open alerts. Definer: the reader role has no rights on tables; no argument of a job is shown.';
+  'What is wrong with claim, workers, queues, upkeep, limits, triggers of enqueue_on_change, digests and deliveries, and open alerts. Definer: the reader role has no rights on tables; no argument of a job is shown.';
 
 create or replace function procjobs.doctor()
 returns table (severity text, subject text, finding text, mend text)

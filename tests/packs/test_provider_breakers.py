@@ -12,9 +12,11 @@ import pytest
 
 from procjobs import demo
 from procjobs.app import App
+from procjobs.channels import METHODS
 from procjobs.db import Database
 from tests.channel_server import HANG, HOLD, Answer, ChannelServer, meta_error, twilio_error
 from tests.engine.conftest import FAST
+from tests.mail_server import MailServer
 from tests.packs.test_channels import app_of, due, enqueue
 
 #: A plug-in of apprise's imports a module that Python has announced to go.
@@ -231,3 +233,82 @@ def test_a_type_that_is_named_like_a_targets_breaker_cannot_be(sql: Any, facts: 
             "select procjobs.enqueue_notification_job(%s, notification_type => 'apprise oncall', content => %s::jsonb)",
             facts.recipient_id, to("oncall"),
         )  # fmt: skip
+
+
+# -- a worker that lacks settings: not the provider's failure ----------------------------------------------------------
+
+SECRETS = (
+    "TWILIO_AUTH_TOKEN",
+    "META_ACCESS_TOKEN",
+    "SLACK_TOKEN",
+    "SLACK_WEBHOOKS",
+    "WEBHOOK_SECRET",
+    "APPRISE_TARGETS",
+)
+
+
+def bare_app(dsn: str, server: ChannelServer) -> App:
+    """A worker of the same fleet whose environment lacks what is secret."""
+    return app_of(dsn, server, **{f"PROCJOBS_{name}": "" for name in SECRETS})
+
+
+@pytest.mark.parametrize("method", ["email", *METHODS])
+async def test_a_worker_without_settings_opens_no_breaker_and_spends_nobodys_attempts(
+    dsn: str, sql: Any, facts: demo.DemoFacts, server: ChannelServer, method: str
+) -> None:
+    content = '{"subject": "Dinner", "body": "At seven.", "target": "oncall"}'
+    for _ in range(25):
+        enqueue(sql, facts, method, content)
+    await work(bare_app(dsn, server), 5)
+    assert sql("select distinct status, provider_code from procjobs.notification_delivery_logs") == [
+        ("deferred", "not_set_up")
+    ]
+    assert (
+        sql("select name from procjobs.breakers where state <> 'closed' or failed > 0 or last_error is not null") == []
+    )
+    assert sql("select attempts, count(*)::int from public.procrastinate_jobs group by 1") == [(0, 25)]
+    ((severity, finding),) = sql("select severity, finding from procjobs.doctor() where subject = 'channels'")
+    assert severity == "warning" and f"25 notifications by {method} wait" in finding and "PROCJOBS_" in finding
+
+    async with MailServer() as post:
+        due(sql)
+        await work(app_of(dsn, server, PROCJOBS_SMTP_HOST="127.0.0.1", PROCJOBS_SMTP_PORT=str(post.port)), 5)
+    assert sql("select distinct status from procjobs.notification_jobs") == [("sent",)]
+    assert sql("select * from procjobs.doctor() where subject = 'channels'") == []
+
+
+async def test_it_waits_longer_each_time_and_comes_to_an_end_after_a_day(
+    dsn: str, sql: Any, facts: demo.DemoFacts, server: ChannelServer
+) -> None:
+    enqueue(sql, facts, "sms")
+    app, waits = bare_app(dsn, server), []
+    for _ in range(8):
+        await work(app, 1)
+        waits += sql(
+            "select round(extract(epoch from scheduled_at - procjobs.clock()) / 60)::int from procrastinate_jobs"
+        )
+        due(sql)
+    assert [wait for (wait,) in waits] == [1, 2, 4, 8, 16, 32, 60, 60]
+    sql("update procjobs.notification_jobs set scheduled_for = now() - interval '25 hours'")
+    for _ in range(3):
+        await work(app, 1)
+        due(sql)
+    assert sql.one("select status from procjobs.notification_jobs") == "failed"
+    assert "PROCJOBS_TWILIO_AUTH_TOKEN" in sql.one("select last_error from procjobs.notification_jobs")
+
+
+async def test_one_that_lacks_settings_is_no_probe(
+    dsn: str, sql: Any, facts: demo.DemoFacts, server: ChannelServer
+) -> None:
+    server.answers = [twilio_error(503, 20503, "Service unavailable")] * 5
+    for _ in range(8):
+        enqueue(sql, facts, "sms")
+    full = app_of(dsn, server)
+    await work(full, 1)
+    assert state(sql, "sms") == "open"
+    cool_down(sql, "sms")
+    await work(bare_app(dsn, server), 1)
+    assert state(sql, "sms") == "half_open"
+    due(sql)
+    await work(full, 1)
+    assert state(sql, "sms") == "closed"

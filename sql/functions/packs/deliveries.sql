@@ -26,11 +26,11 @@ declare
   v_breaker text := procjobs.method_breaker(p_delivery.delivery_method, p_delivery.address);
   v_ok boolean := procjobs.delivery_verdict(p_delivery.status, p_code);
 begin
+  -- A worker that lacks settings, or a target that whoever enqueues named, asked nobody: that says nothing of any service.
+  if p_delivery.provider = 'none' or p_delivery.provider_code in ('not_set_up', 'no_target') then
+    return;
+  end if;
   if p_delivery.delivery_method = 'apprise' then
-    -- Whoever enqueues names the target: one that the worker does not have says nothing of any service.
-    if p_delivery.provider = 'none' or p_delivery.provider_code = 'no_target' then
-      return;
-    end if;
     -- Targets are in the workers' environment: their breakers are made when they are needed first.
     if not v_ok then
       insert into procjobs.breakers (name, queue, tag, set_at, since)
@@ -345,3 +345,32 @@ as $$
   select * from procjobs.unresolved_deliveries u order by u.started_at desc limit p_max_rows
 $$;
 comment on function procjobs.list_unresolved(integer) is 'procjobs.unresolved_deliveries, the latest first.';
+
+create or replace function procjobs.doctor_deliveries()
+returns table (severity text, subject text, finding text, mend text)
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+as $$
+  -- Errors of workers that lack something name settings and targets, never values.
+  select 'warning', 'channels', format('%s notifications by %s wait for a worker that has what it takes: %s says %s',
+      count(distinct l.job_id), l.delivery_method, string_agg(distinct l.worker, ', '), l.error),
+    'set it on every worker of the queue notifications, and restart them'
+  from procjobs.notification_delivery_logs l
+  join procjobs.notification_jobs n on n.id = l.job_id and n.status = 'pending'
+  where l.finished_at > procjobs.clock() - interval '2 hours'
+    and l.provider_code in ('not_set_up', 'no_target')
+  group by l.delivery_method, l.error
+  union all
+  select 'warning', 'deliveries', format('%s notifications by %s may have arrived or not, and are held', count(distinct l.job_id), l.delivery_method),
+    'procjobs deliveries lists them; procjobs deliveries resolve ID says what became of one: sent, or lost (it is sent again)'
+  from procjobs.notification_delivery_logs l
+  join procjobs.notification_jobs n on n.id = l.job_id and n.status = 'failed'
+  where l.status = 'unknown'
+    and l.resolved_at is null
+  group by l.delivery_method
+$$;
+comment on function procjobs.doctor_deliveries() is
+  'Notifications that wait for a worker with the settings of their channel, and those of which nobody knows whether they arrived.';
