@@ -13,7 +13,7 @@ import asyncio
 import re
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.header import Header
@@ -96,6 +96,7 @@ class Ambiguous:
 
 
 Outcome: TypeAlias = Sent | Deferred | Refused | Ambiguous
+_Leaving: TypeAlias = Callable[[], Awaitable[None]] | None
 
 
 # Composing
@@ -295,8 +296,11 @@ class Mailer:
         """host:port, for the record."""
         return f"{self._host}:{self._port}" if self._host else "none"
 
-    async def send(self, mail: Mail) -> Outcome:
-        """Send one message and say what became of it. Raises nothing but programming errors and cancellation."""
+    async def send(self, mail: Mail, leaving: _Leaving = None) -> Outcome:
+        """Send one message and say what became of it. Raises nothing but programming errors and cancellation.
+
+        leaving: awaited just before DATA; until then nothing can have arrived. What it raises goes through.
+        """
         if not self._host:
             words = "no mail server is configured: set smtp_host (PROCJOBS_SMTP_HOST)"
             return Deferred(None, words, provider_code="not_set_up", unprepared=True)
@@ -308,7 +312,7 @@ class Mailer:
         async with self._slots:
             # An idle connection may have been closed by the server; nothing was said on it, so a fresh one is safe.
             while (line := self._take()) is not None:
-                outcome = await self._use(line, message)
+                outcome = await self._use(line, message, leaving)
                 if outcome is not None:
                     return outcome
             try:
@@ -318,7 +322,7 @@ class Mailer:
                 return Deferred(error.code, f"{self.server} refused the connection: {_words(error)}")
             except (aiosmtplib.SMTPException, OSError) as error:
                 return Deferred(None, f"no connection to {self.server}: {_words(error)}")
-            outcome = await self._use(line, message)
+            outcome = await self._use(line, message, leaving)
             return outcome or Deferred(None, f"{self.server} closed the connection before the message")
 
     async def greet(self) -> str | None:
@@ -361,11 +365,11 @@ class Mailer:
             raise
         return smtp
 
-    async def _use(self, line: _Line, message: EmailMessage) -> Outcome | None:
+    async def _use(self, line: _Line, message: EmailMessage, leaving: _Leaving) -> Outcome | None:
         """One message on an open connection; None if the server had closed it before anything was said."""
         reusable = False
         try:
-            outcome = await self._converse(line, message)
+            outcome = await self._converse(line, message, leaving)
             # After 421 the server hangs up; after silence nobody knows what the next answer would answer.
             reusable = isinstance(outcome, Sent | Refused) or (
                 isinstance(outcome, Deferred) and outcome.code not in (None, 421)
@@ -381,7 +385,7 @@ class Mailer:
             else:
                 line.smtp.close()
 
-    async def _converse(self, line: _Line, message: EmailMessage) -> Outcome | None:
+    async def _converse(self, line: _Line, message: EmailMessage, leaving: _Leaving) -> Outcome | None:
         smtp = line.smtp
         recipient: Address = message["To"].addresses[0]
         options = ["SMTPUTF8"] if message.policy.utf8 else []  # type: ignore[attr-defined]
@@ -402,6 +406,8 @@ class Mailer:
             return _judge(error, "rcpt")
         except (aiosmtplib.SMTPException, OSError) as error:
             return Deferred(None, _words(error))
+        if leaving is not None:
+            await leaving()
         try:
             reply = await smtp.data(message.as_bytes())
         except aiosmtplib.SMTPResponseException as error:

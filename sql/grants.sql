@@ -88,7 +88,7 @@ begin
       defer, defer_many, debounce, throttle, enqueue, enqueue_jobs, create_batch, seal_batch,
       enqueue_notification_job, enqueue_letter, check_arguments, job_status, clock, may_set_clock, time_set,
       defer_periodic, last_periodic, due_periodic, tick, tick_schedules, declare_schedules, apply_environment, register_scheduler,
-      begin_delivery, finish_delivery,
+      begin_delivery, begin_delivery_v2, leave_delivery, finish_delivery,
       enqueue_letters, queue_notification_email, create_digest_jobs, process_email_queue,
       report_progress, job_result, job_outcome, await_job, progress,
       report_outcome, begin_effect, end_effect, void_effect, notification_metrics,

@@ -182,7 +182,11 @@ class _Protocol(SMTP):
 
     async def _handle_client(self) -> None:
         if greeting := self._owner.replies.get("CONNECT"):
-            await self.push(greeting.pop(0))
+            said = greeting.pop(0)
+            if said == HANG:
+                self._owner.hanging.set()
+                await asyncio.Event().wait()
+            await self.push(said)
             _transport(self).close()
             return
         await super()._handle_client()

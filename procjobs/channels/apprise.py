@@ -42,6 +42,8 @@ class Apprise:
         url = self._targets.get(message.to)
         if url is None:
             return _unprepared(f"there is no target {message.to}: add it to apprise_targets")
+        if message.leaving is not None:
+            await message.leaving()  # what its plug-ins do cannot be waited for
         with hushed():  # the context goes along into the thread
             return await asyncio.to_thread(_notify, url, message)
 

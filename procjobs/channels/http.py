@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx2
@@ -32,14 +33,22 @@ class Http:
         client = httpx2.AsyncClient(timeout=timeout, limits=limits, cookies=no_cookies(), follow_redirects=False)
         return cls(client, timeout)
 
-    async def post(self, url: str, **request: Any) -> Answer | Outcome:
-        """The answer, or what its absence means. Contact lost once the request began to leave is Ambiguous."""
-        leaving = False
+    async def post(
+        self, url: str, *, leaving: Callable[[], Awaitable[None]] | None = None, **request: Any
+    ) -> Answer | Outcome:
+        """The answer, or what its absence means. Contact lost once the request began to leave is Ambiguous.
+
+        leaving: awaited once, before that.
+        """
+        left = False
         answer: Answer | None = None
 
         async def trace(event: str, _: Any) -> None:
-            nonlocal leaving
-            leaving = leaving or event.endswith("send_request_headers.started")
+            nonlocal left
+            if not left and event.endswith("send_request_headers.started"):
+                if leaving is not None:
+                    await leaving()
+                left = True
 
         headers = {"User-Agent": "procjobs", "Accept-Encoding": "identity", **request.pop("headers", {})}
         try:
@@ -59,7 +68,7 @@ class Http:
             if answer is not None:
                 return answer  # the rest of it says nothing that its status does not
             words = type(error).__name__
-            return Ambiguous(f"no answer to what was sent: {words}") if leaving else Deferred(None, _words(error))
+            return Ambiguous(f"no answer to what was sent: {words}") if left else Deferred(None, _words(error))
 
     async def close(self) -> None:
         await self._client.aclose()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ class Message:
     to:   a phone number as +4670..., a Slack channel or member, a URL, the name of a target.
     at:   when this try began, by the database's clock.
     data: the whole notification, for those who read JSON.
+    leaving: awaited just before the message may arrive; until then it surely did not. What it raises goes through.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Message:
     urgent: bool = False
     type: str = "notification"
     data: Mapping[str, Any] = field(default_factory=dict)
+    leaving: Callable[[], Awaitable[None]] | None = field(default=None, compare=False)
 
     def text(self, limit: int, *, subject: bool = True) -> str:
         """Subject, body and link, at most `limit` characters: the body is cut, never the link."""
@@ -53,7 +55,10 @@ def _cut(text: str, limit: int) -> str:
 
 
 class Provider(Protocol):
-    """Sends messages over one channel. `send` raises nothing but programming errors and cancellation."""
+    """Sends messages over one channel. `send` raises nothing but programming errors and cancellation.
+
+    It awaits `message.leaving` just before the message may arrive; Http.post does so when it is given it.
+    """
 
     #: For the delivery log.
     name: str

@@ -49,7 +49,7 @@ class MetaWhatsApp:
             "biz_opaque_callback_data": message.id,
             **self._written(message),
         }
-        answer = await self._http.post(self._url, json=content, headers=self._headers)
+        answer = await self._http.post(self._url, json=content, headers=self._headers, leaving=message.leaving)
         return judge(answer) if isinstance(answer, Answer) else answer
 
     async def close(self) -> None:

@@ -54,7 +54,9 @@ class Slack:
 
     async def send(self, message: Message) -> Outcome:
         if message.to in self._webhooks:
-            answer = await self._http.post(self._webhooks[message.to], json={"text": written(message)})
+            answer = await self._http.post(
+                self._webhooks[message.to], json={"text": written(message)}, leaving=message.leaving
+            )
             return judge_webhook(answer) if isinstance(answer, Answer) else answer
         if not self._token:
             return Deferred(
@@ -71,7 +73,7 @@ class Slack:
             "unfurl_links": False,
         }
         headers = {"Authorization": f"Bearer {self._token}"}
-        answer = await self._http.post(self._url, json=content, headers=headers)
+        answer = await self._http.post(self._url, json=content, headers=headers, leaving=message.leaving)
         return judge(answer) if isinstance(answer, Answer) else answer
 
     async def close(self) -> None:

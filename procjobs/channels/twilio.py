@@ -61,7 +61,7 @@ class Twilio:
         else:
             form["Body"] = message.text(SMS_LIMIT)
         headers = {"I-Twilio-Idempotency-Token": message.id}
-        answer = await self._http.post(self._url, data=form, auth=self._auth, headers=headers)
+        answer = await self._http.post(self._url, data=form, auth=self._auth, headers=headers, leaving=message.leaving)
         return judge(answer) if isinstance(answer, Answer) else answer
 
     async def close(self) -> None:

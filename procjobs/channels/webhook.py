@@ -38,7 +38,7 @@ class Webhook:
             "webhook-timestamp": str(int(at.timestamp())),
             "webhook-signature": " ".join(signer.sign(key, at, body) for signer in self._signers),
         }
-        answer = await self._http.post(message.to, content=body.encode(), headers=headers)
+        answer = await self._http.post(message.to, content=body.encode(), headers=headers, leaving=message.leaving)
         return _judge(answer) if isinstance(answer, Answer) else answer
 
     async def close(self) -> None:

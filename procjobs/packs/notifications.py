@@ -12,8 +12,10 @@ import random
 import secrets
 import socket
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from hashlib import sha256
 from typing import Any, assert_never
 from uuid import UUID
@@ -85,7 +87,7 @@ class Postponed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """One try, as `procjobs.begin_delivery` returns it."""
+    """One try, as `procjobs.begin_delivery_v2` returns it."""
 
     status: str | None
     reason: str | None
@@ -108,6 +110,11 @@ class Delivery:
     unsubscribe_token: str | None = None
     request: dict[str, Any] = field(default_factory=dict)
     patient: bool = False
+    marked: bool = False
+
+
+class _NotLeft(ProcjobsError):
+    """The message must not leave: that could not be put on record. Nothing was sent."""
 
 
 @blueprint.task(
@@ -182,7 +189,7 @@ async def deliver(
     pages, for links that open something.
     Raises DatabaseError when the try could not be begun.
     """
-    row = await db.row("begin_delivery", p_notification=notification_id, p_worker=worker, p_domain=mailer.domain)
+    row = await db.row("begin_delivery_v2", p_notification=notification_id, p_worker=worker, p_domain=mailer.domain)
     if row["status"] != "processing":
         return NothingToSend(sent=row["status"] == "sent", reason=row["reason"])
     delivery = Delivery(**row)
@@ -190,13 +197,24 @@ async def deliver(
     if fault := await _add_secret(db, delivery, site):
         await _record(db, delivery, Refused(None, fault), provider=mailer.server, took=0.0)
         return NothingToSend(sent=False, reason=fault)
-    if delivery.delivery_method == "email":
-        outcome, provider = await _send_mail(delivery, mailer, brand), mailer.server
-    elif channels is not None:
-        outcome = await channels.send(delivery.delivery_method, message(delivery, brand, str(notification_id)))
-        provider = channels.provider(delivery.delivery_method)
-    else:
-        outcome, provider = Refused(None, f"this worker has no sender for {delivery.delivery_method}"), "none"
+    method = delivery.delivery_method
+
+    def server() -> str:
+        return mailer.server if method == "email" else channels.provider(method) if channels is not None else "none"
+
+    leaving = partial(_leave, db, delivery.delivery_id, server) if delivery.marked else None
+    try:
+        if method == "email":
+            outcome = await _send_mail(delivery, mailer, brand, leaving)
+        elif channels is not None:
+            outcome = await channels.send(
+                method, replace(message(delivery, brand, str(notification_id)), leaving=leaving)
+            )
+        else:
+            outcome = Refused(None, f"this worker has no sender for {method}")
+        provider = server()
+    except _NotLeft as error:
+        outcome, provider = Deferred(None, str(error), unprepared=True), "none"
     await _record(db, delivery, outcome, provider=provider, took=time.perf_counter() - started)
     wait = _wait(outcome, delivery.attempt)
     return Postponed(wait) if wait is not None and delivery.patient else outcome
@@ -213,7 +231,19 @@ def _wait(outcome: Outcome, attempt: int) -> float | None:
     return None
 
 
-async def _send_mail(delivery: Delivery, mailer: Mailer, brand: Brand) -> Outcome:
+async def _leave(db: Calls, delivery_id: int, server: Callable[[], str]) -> None:
+    """Put on record that the message leaves, just before it does. Raises _NotLeft: it must not."""
+    try:
+        if await db.value("leave_delivery", p_delivery=delivery_id, p_provider=server()):
+            return
+    except DatabaseError as error:
+        raise _NotLeft(f"it did not leave, since that could not be put on record: {error}") from error
+    raise _NotLeft("it did not leave, since the try had been given up meanwhile")
+
+
+async def _send_mail(
+    delivery: Delivery, mailer: Mailer, brand: Brand, leaving: Callable[[], Awaitable[None]] | None
+) -> Outcome:
     try:
         values = letter(delivery, brand)
         written = render(delivery.template, **values)
@@ -233,7 +263,8 @@ async def _send_mail(delivery: Delivery, mailer: Mailer, brand: Brand) -> Outcom
             message_id=delivery.message_id,
             at=delivery.at,
             headers=headers,
-        )
+        ),
+        leaving,
     )
 
 

@@ -356,6 +356,25 @@ async def test_no_answer_is_ambiguous_and_no_connection_is_not(server: ChannelSe
     assert isinstance(outcome, Deferred) and outcome.code is None
 
 
+@pytest.mark.parametrize("method", METHODS)
+async def test_it_says_that_a_message_leaves_before_it_does(server: ChannelServer, method: str) -> None:
+    class NotNow(Exception):
+        pass
+
+    said: list[int] = []
+
+    async def leaving() -> None:
+        said.append(len(server.taken))
+        if len(said) == 2:
+            raise NotNow
+
+    message = note(server, method, leaving=leaving)
+    assert isinstance(await with_settings(server, method, message), Sent)
+    with pytest.raises(NotNow):
+        await with_settings(server, method, message)
+    assert (said, len(server.taken)) == ([0, 1], 1)
+
+
 TWILIO = [
     (twilio_error(400, 21610, "Attempt to send to unsubscribed recipient"), Refused, "21610"),
     (twilio_error(400, 63016, "Failed to send freeform message outside the allowed window"), Refused, "63016"),

@@ -109,10 +109,20 @@ def nobody_can_write(site: Site, notification: UUID) -> Iterator[None]:
 # -- killed ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", ["MAIL", "RCPT"])
+@pytest.mark.parametrize(
+    ("stage", "policy", "became"),
+    [
+        ("MAIL", "retry", ("unknown", LOST)),
+        ("RCPT", "retry", ("unknown", LOST)),
+        ("MAIL", "hold", ("deferred", "the worker was lost before the message left")),
+        ("RCPT", "hold", ("deferred", "the worker was lost before the message left")),
+    ],
+)
 async def test_killed_before_the_message_another_worker_sends_it_and_it_arrives_once(
-    site: Site, server: MailServer, recipient: UUID, start: Start, wait: Wait, stage: str
-) -> None:
+    site: Site, server: MailServer, recipient: UUID, start: Start, wait: Wait,
+    stage: str, policy: str, became: tuple[str, str],
+) -> None:  # fmt: skip
+    site.sql("select procjobs.set_delivery_policy('email', %s)", policy)
     server.replies[stage] = [HOLD]
     notification = enqueue(site, recipient)
     first = start()
@@ -123,7 +133,7 @@ async def test_killed_before_the_message_another_worker_sends_it_and_it_arrives_
     await wait(lambda: ends(site))
     assert [message["X-Notification-Id"] for message in server.messages] == [str(notification)]
     assert status(site, notification) == "sent"
-    assert log(site) == [("w0", "unknown", LOST), ("w1", "sent", None)]
+    assert log(site) == [("w0", *became), ("w1", "sent", None)]
     assert ends(site) == [("succeeded", 1, 1)]
     check(site)
 

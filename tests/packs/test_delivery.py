@@ -271,7 +271,7 @@ async def test_without_a_try_on_record_nothing_is_sent(
     db: Database, notification: UUID, post: Mailer, server: MailServer
 ) -> None:
     with pytest.raises(DatabaseUnavailable):
-        await deliver(Flaky(db, "begin_delivery", times=1), post, Brand(), notification, worker="w1")
+        await deliver(Flaky(db, "begin_delivery_v2", times=1), post, Brand(), notification, worker="w1")
     assert server.connections == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -15,6 +16,11 @@ import pytest
 import procjobs
 from procjobs import demo
 from procjobs.db import Database
+from procjobs.letters import Brand
+from procjobs.mail import Mailer, Sent
+from procjobs.packs.notifications import NothingToSend, Postponed, deliver
+from tests.mail_server import DROP, HANG, MailServer
+from tests.packs.test_delivery import Flaky
 from tests.processes import environment, procjobs_command
 
 HELD = "it may have arrived already, and is not sent twice: say what became of it with procjobs.resolve_delivery"
@@ -76,6 +82,95 @@ def test_what_the_receiver_cannot_tell_apart_is_held_until_somebody_says_what_be
     with pytest.raises(psycopg.Error) as refused:
         sql("select procjobs.resolve_delivery(%s, 'lost')", notification)
     assert refused.value.sqlstate == "PJ008"
+
+
+def mark(sql: Any, notification: UUID) -> tuple[int, bool]:
+    """A try of a worker that says when the message leaves: its row, and whether it is to say so."""
+    ((delivery, marked),) = sql(
+        "select delivery_id, marked from procjobs.begin_delivery_v2(%s, 'w', 'd.example')", notification
+    )
+    return delivery, marked
+
+
+def leave(sql: Any, delivery: int) -> bool:
+    found: bool = sql.one("select procjobs.leave_delivery(%s, 'mail.example:25')", delivery)
+    return found
+
+
+def test_what_is_lost_before_it_left_is_in_no_doubt(sql: Any, notification: UUID) -> None:
+    first, marked = mark(sql, notification)
+    assert marked
+    second, _ = mark(sql, notification)
+    assert sql("select status, error from procjobs.notification_delivery_logs where id = %s", first) == [
+        ("deferred", "the worker was lost before the message left")
+    ]
+    assert not leave(sql, first), "given up: whoever is late may not send it any more"
+    assert leave(sql, second)
+    assert begin(sql, notification) == ("failed", HELD, None)
+    end_job(sql, notification)
+    assert sql("select attempt, provider from procjobs.unresolved_deliveries") == [(2, "mail.example:25")]
+
+
+def test_a_job_that_is_given_up_before_the_message_left_is_in_no_doubt_either(sql: Any, notification: UUID) -> None:
+    mark(sql, notification)
+    sql("select procjobs.archive_job(job_id, 'failed', 'crashed') from procjobs.notification_jobs")
+    assert sql("select status from procjobs.notification_delivery_logs") == [("deferred",)]
+    assert sql("select * from procjobs.unresolved_deliveries") == []
+
+
+def test_where_it_may_be_sent_twice_nothing_need_be_said(sql: Any, notification: UUID) -> None:
+    sql("select procjobs.set_delivery_policy('sms', 'retry')")
+    delivery, marked = mark(sql, notification)
+    assert not marked
+    sql("select procjobs.set_delivery_policy('sms', 'hold')")
+    mark(sql, notification)
+    assert sql("select status from procjobs.notification_delivery_logs where id = %s", delivery) == [("unknown",)]
+
+
+@pytest.mark.parametrize(
+    ("stage", "reply", "held"),
+    [
+        ("CONNECT", HANG, False),
+        ("CONNECT", "421 too busy", False),
+        ("MAIL", HANG, False),
+        ("RCPT", "451 later", False),
+        ("RCPT", DROP, False),
+        ("DATA", "451 later", False),
+        ("DATA", HANG, True),
+        ("DATA", DROP, True),
+    ],
+)
+@pytest.mark.parametrize("end", ["by itself", "cancelled"])
+async def test_a_mail_is_held_only_where_it_may_have_arrived(
+    db: Database, sql: Any, notification: UUID, stage: str, reply: str, held: bool, end: str
+) -> None:
+    sql("update procjobs.notification_jobs set delivery_method = 'email'")
+    sql("select procjobs.set_delivery_policy('email', 'hold')")
+    async with MailServer(replies={stage: [reply]}) as server:
+        timeout = 5.0 if end == "cancelled" else 0.2
+        mailer = Mailer("127.0.0.1", server.port, sender="a@d.example", timeout=timeout)
+        trying = asyncio.create_task(deliver(db, mailer, Brand(), notification, worker="w"))
+        if end == "cancelled" and reply == HANG:
+            await server.hanging.wait()
+            trying.cancel()
+        await asyncio.wait([trying])
+        again = await deliver(db, mailer, Brand(), notification, worker="w")
+        await mailer.close()
+    assert isinstance(again, NothingToSend if held else Sent)
+    assert state(sql, notification) == ("failed" if held else "sent")
+
+
+async def test_without_a_word_on_record_that_it_leaves_it_does_not(db: Database, sql: Any, notification: UUID) -> None:
+    sql("update procjobs.notification_jobs set delivery_method = 'email'")
+    sql("select procjobs.set_delivery_policy('email', 'hold')")
+    async with MailServer() as server:
+        mailer = Mailer("127.0.0.1", server.port, sender="a@d.example")
+        flaky = Flaky(db, "leave_delivery", times=1)
+        assert isinstance(await deliver(flaky, mailer, Brand(), notification, worker="w"), Postponed)
+        assert server.raw == []
+        assert sql.one("select failed from procjobs.breakers where name = 'smtp'") == 0
+        assert isinstance(await deliver(flaky, mailer, Brand(), notification, worker="w"), Sent)
+        await mailer.close()
 
 
 def test_a_lost_one_is_sent_again(sql: Any, notification: UUID) -> None:

@@ -119,13 +119,17 @@ language sql
 set search_path = pg_catalog, pg_temp
 as $$
   update procjobs.notification_delivery_logs l
-  set status = 'unknown',
-      error = 'the worker was lost during the try: the message may have arrived'
+  set status = case when l.provider = 'none' then 'deferred' else 'unknown' end,
+      error = case
+        when l.provider = 'none' then 'the worker was lost before the message left'
+        else 'the worker was lost during the try: the message may have arrived'
+      end
   where l.job_id = p_notification
     and l.status = 'sending'
 $$;
 comment on function procjobs.doubt_lost_tries(uuid) is
-  'Tries that have begun and of which nobody will say how they ended are unknown from now on.';
+  'Tries that have begun and of which nobody will say how they ended are unknown from now on; deferred, where it is on record that '
+  'nothing had left yet (leave_delivery).';
 
 create or replace function procjobs.hold_delivery(p_job procjobs.notification_jobs)
 returns text

@@ -1,12 +1,16 @@
 -- Tries to deliver a notification, each of two halves: on record before anything leaves, and ended by what the other side said.
+-- Where nothing may be sent twice (policy hold) there is a moment between them, on record too: now the message leaves. What is
+-- lost before it surely did not arrive, and is in no doubt.
 -- Owns:        procjobs.notification_delivery_logs; of notification_jobs how the delivery stands.
 -- Lock order:  notification_jobs, then notification_delivery_logs, then breakers. Neither half locks the queue job.
 
+drop function if exists procjobs.open_delivery(procjobs.notification_jobs, text, text, text);
 create or replace function procjobs.open_delivery(
   p_job procjobs.notification_jobs,
   p_address text,
   p_worker text,
-  p_domain text
+  p_domain text,
+  p_marks boolean
 )
 returns procjobs.notification_delivery_logs
 language plpgsql
@@ -16,7 +20,7 @@ declare
   v_delivery procjobs.notification_delivery_logs;
 begin
   insert into procjobs.notification_delivery_logs as l (
-    job_id, attempt, status, delivery_method, address, worker, started_at, message_id
+    job_id, attempt, status, delivery_method, address, worker, started_at, provider, message_id
   )
   select
     p_job.id,
@@ -26,6 +30,7 @@ begin
     procjobs.shown_address(p_job.delivery_method, p_address),
     p_worker,
     procjobs.clock(),
+    case when p_marks and procjobs.after_unknown(p_job.delivery_method) = 'hold' then 'none' end,
     coalesce(p_job.message_id, case
       when p_job.delivery_method = 'email' then format('<%s@%s>', p_job.id, p_domain)
       else p_job.id::text
@@ -43,19 +48,18 @@ begin
   return v_delivery;
 end
 $$;
-comment on function procjobs.open_delivery(procjobs.notification_jobs, text, text, text) is
+comment on function procjobs.open_delivery(procjobs.notification_jobs, text, text, text, boolean) is
   'Writes a try into the delivery log before the message leaves, so that a try whose end nobody saw is known to have '
-    'begun.';
+    'begun. p_marks: the worker calls leave_delivery before it leaves. Where that matters (policy hold) the provider is none until then.';
 
-create or replace function procjobs.begin_delivery(p_notification uuid, p_worker text, p_domain text)
+create or replace function procjobs.start_delivery(p_notification uuid, p_worker text, p_domain text, p_marks boolean)
 returns table (
   status text, reason text, at timestamptz, delivery_id bigint, attempt integer, message_id text,
   delivery_method text, notification_type text, template text, urgency text, content jsonb, recipient_name text, address text,
   timezone text, group_name text, organization_name text, organization_logo_url text, about jsonb,
-  unsubscribe_token text, request jsonb, patient boolean
+  unsubscribe_token text, request jsonb, patient boolean, marked boolean
 )
 language plpgsql
-security definer
 set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
@@ -82,15 +86,15 @@ begin
       reason := 'nothing of it is left to send: it was read or removed meanwhile';
     end if;
     update procjobs.notification_jobs n
-    set status = begin_delivery.status, processed_at = begin_delivery.at, last_error = begin_delivery.reason
+    set status = start_delivery.status, processed_at = start_delivery.at, last_error = start_delivery.reason
     where n.id = p_notification
-      and begin_delivery.status is not null;
+      and start_delivery.status is not null;
     status := coalesce(status, 'processing');
   end if;
 
   if status = 'processing' then
-    select d.id, d.attempt, d.message_id into delivery_id, attempt, message_id
-    from procjobs.open_delivery(v_job, address, p_worker, p_domain) d;
+    select d.id, d.attempt, d.message_id, d.provider is not null into delivery_id, attempt, message_id, marked
+    from procjobs.open_delivery(v_job, address, p_worker, p_domain, p_marks) d;
     delivery_method := v_job.delivery_method;
     notification_type := v_job.notification_type;
     template := v_job.template;
@@ -108,11 +112,66 @@ begin
   return next;
 end
 $$;
-comment on function procjobs.begin_delivery(uuid, text, text) is
+comment on function procjobs.start_delivery(uuid, text, text, boolean) is
   'First half of a try: locks the notification, writes the try into the delivery log, returns what is to be sent. '
     'request: what a webhook says of it beside the content; patient: whether to wait for a provider''s rate limit spends no '
-    'attempt, for a day. Where nothing is to be sent, '
-  'status is not processing and reason says why. Definer: the worker role has no rights on tables.';
+    'attempt, for a day; marked: leave_delivery is to be called before it leaves. Where nothing is to be sent, '
+  'status is not processing and reason says why.';
+
+create or replace function procjobs.begin_delivery_v2(p_notification uuid, p_worker text, p_domain text)
+returns table (
+  status text, reason text, at timestamptz, delivery_id bigint, attempt integer, message_id text,
+  delivery_method text, notification_type text, template text, urgency text, content jsonb, recipient_name text, address text,
+  timezone text, group_name text, organization_name text, organization_logo_url text, about jsonb,
+  unsubscribe_token text, request jsonb, patient boolean, marked boolean
+)
+language sql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select * from procjobs.start_delivery(p_notification, p_worker, p_domain, true)
+$$;
+comment on function procjobs.begin_delivery_v2(uuid, text, text) is
+  'start_delivery for workers, which call leave_delivery of what is marked. Definer: the worker role has no rights on tables.';
+
+create or replace function procjobs.begin_delivery(p_notification uuid, p_worker text, p_domain text)
+returns table (
+  status text, reason text, at timestamptz, delivery_id bigint, attempt integer, message_id text,
+  delivery_method text, notification_type text, template text, urgency text, content jsonb, recipient_name text, address text,
+  timezone text, group_name text, organization_name text, organization_logo_url text, about jsonb,
+  unsubscribe_token text, request jsonb, patient boolean
+)
+language sql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select
+    d.status, d.reason, d.at, d.delivery_id, d.attempt, d.message_id, d.delivery_method, d.notification_type, d.template, d.urgency,
+    d.content, d.recipient_name, d.address, d.timezone, d.group_name, d.organization_name, d.organization_logo_url, d.about,
+    d.unsubscribe_token, d.request, d.patient
+  from procjobs.start_delivery(p_notification, p_worker, p_domain, false) d
+$$;
+comment on function procjobs.begin_delivery(uuid, text, text) is
+  'start_delivery for workers of the release before, which do not say when a message leaves: all that they lose is in doubt. '
+  'Definer: the worker role has no rights on tables.';
+
+create or replace function procjobs.leave_delivery(p_delivery bigint, p_provider text)
+returns boolean
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  update procjobs.notification_delivery_logs l
+  set provider = p_provider
+  where l.id = p_delivery
+    and l.status = 'sending';
+  return found;
+end
+$$;
+comment on function procjobs.leave_delivery(bigint, text) is
+  'From now on the message may arrive: its try is in doubt if nobody says how it ended. Called, and committed, before it leaves. '
+  'False: the try was given up meanwhile, nothing may be sent. Definer: the worker role has no rights on tables.';
 
 drop function if exists procjobs.finish_delivery(bigint, text, integer, text, integer, text, text);
 create or replace function procjobs.finish_delivery(
