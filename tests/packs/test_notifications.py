@@ -168,6 +168,9 @@ def refused(enqueue: Any, **changes: Any) -> psycopg.Error:
         ({"content": '{"subject": "x", "body": ["x"]}'}, "content.body is array, not a string"),
         ({"content": f'{{"subject": "{"x" * 256}", "body": "x"}}'}, "content.subject has 256 characters"),
         ({"content": f'{{"subject": "x", "body": "{"x" * 300_000}"}}'}, "at most 262144 are allowed"),
+        ({"content": f'{{"subject": "x", "body": "y", "z": {"[" * 65}{"]" * 65}}}'}, "more than 64 levels deep"),
+        ({"content": f'{{"subject": "x", "body": "y", "z": {"9" * 1001}}}'}, "a number has more than 1000 digits"),
+        ({"content": f'{{"subject": "x", "body": "y", "z": [{"1e131071," * 30_000}1]}}'}, "more than 1000 digits"),
         ({"content": '{"subject": "x\\r\\nBcc: all@evil.example", "body": "x"}'}, "content.subject has a line break"),
         ({"content": '{"subject": "x\\u2028y", "body": "x"}'}, "content.subject has a line break"),
         (

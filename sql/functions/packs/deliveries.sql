@@ -368,7 +368,7 @@ as $$
     and l.provider_code in ('not_set_up', 'no_target')
   group by l.delivery_method, l.error
   union all
-  select 'warning', 'deliveries', format('%s notifications by %s may have arrived or not, and are held', count(distinct l.job_id), l.delivery_method),
+  select 'warning', 'deliveries', format('%s notifications by %s may have arrived or not, and are not sent again', count(distinct l.job_id), l.delivery_method),
     'procjobs deliveries lists them; procjobs deliveries resolve ID says what became of one: sent, or lost (it is sent again)'
   from procjobs.notification_delivery_logs l
   join procjobs.notification_jobs n on n.id = l.job_id and n.status = 'failed'

@@ -26,6 +26,9 @@ as $$
   select case
     when p_content is null or jsonb_typeof(p_content) <> 'object' then
       format('content is %s, not an object', coalesce(jsonb_typeof(p_content), 'null'))
+    -- What no worker could read. Asked first: 1e131071 is eight bytes until it is written out.
+    when procjobs.limit_fault('', p_content) ->> 'code' in ('PJ004', 'PJ005') then
+      format('content cannot be read: %s', procjobs.limit_fault('', p_content) ->> 'detail')
     when octet_length(p_content::text) > 262144 then
       format('content has %s bytes, at most 262144 are allowed', octet_length(p_content::text))
   end
