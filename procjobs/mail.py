@@ -90,9 +90,13 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Ambiguous:
-    """Contact was lost after DATA had begun: the message may or may not have been taken."""
+    """The message may or may not have been taken: contact was lost after DATA had begun, or the answer says neither.
+
+    code: HTTP status of such an answer.
+    """
 
     reply: str
+    code: int | None = None
 
 
 Outcome: TypeAlias = Sent | Deferred | Refused | Ambiguous

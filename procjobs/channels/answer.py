@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from procjobs.mail import Deferred, Outcome, Refused, Sent
+from procjobs.mail import Ambiguous, Deferred, Outcome, Refused, Sent
 
-__all__ = ["LONGEST_WAIT", "Answer", "by_status"]
+__all__ = ["LONGEST_WAIT", "Answer", "by_status", "unlike"]
 
 #: Seconds; a provider that asks for more patience is asked again after that.
 LONGEST_WAIT = 86_400.0
@@ -56,13 +56,23 @@ class Answer:
 
 
 def by_status(answer: Answer, words: str, *, code: str | None = None, provider_id: str | None = None) -> Outcome:
-    """The outcome that an HTTP status stands for: 2xx Sent; 5xx, 408, 409, 425, 429 Deferred; others Refused.
+    """The outcome that an HTTP status stands for: 2xx Sent; 3xx, 5xx, 408, 409, 425, 429 Deferred; others Refused.
+
+    A redirect is not followed: something stands between, or the provider's address is wrong, which is ours to mend.
 
     code: the provider's own error code, for the record.
     """
     status = answer.status
     if 200 <= status < 300:
         return Sent(status, words, provider_id=provider_id)
+    if 300 <= status < 400:
+        return Deferred(status, "it redirects, which is not followed: check the provider's address, and proxies")
     if status >= 500 or status in _NOT_NOW:
         return Deferred(status, words, provider_code=code, retry_after=answer.retry_after, limited=status == 429)
     return Refused(status, words, provider_code=code)
+
+
+def unlike(answer: Answer, provider: str) -> Ambiguous:
+    """A 2xx whose body the provider does not write, or of which the end is missing: nobody knows who took what."""
+    words = f"HTTP {answer.status}, but not an answer of {provider}'s: something may stand between, such as a proxy"
+    return Ambiguous(words, code=answer.status)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from procjobs.channels.answer import Answer, by_status
+from procjobs.channels.answer import Answer, by_status, unlike
 from procjobs.channels.http import Http
 from procjobs.channels.message import Message
 from procjobs.mail import Deferred, Outcome, Refused, Sent
@@ -75,7 +75,9 @@ def judge(answer: Answer) -> Outcome:
     if answer.status < 300 and "error" not in said:
         sent = said.get("messages")
         first = sent[0] if isinstance(sent, list) and sent and isinstance(sent[0], dict) else {}
-        return Sent(answer.status, str(first.get("message_status") or "accepted"), provider_id=str(first.get("id")))
+        if not isinstance(first.get("id"), str):
+            return unlike(answer, "Meta")
+        return Sent(answer.status, str(first.get("message_status") or "accepted"), provider_id=first["id"])
     found = said.get("error")
     error: dict[str, Any] = found if isinstance(found, dict) else {}
     number = error.get("code") if isinstance(error.get("code"), int) else None

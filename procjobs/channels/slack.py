@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from procjobs.channels.answer import Answer, by_status
+from procjobs.channels.answer import Answer, by_status, unlike
 from procjobs.channels.http import Http
 from procjobs.channels.message import Message
 from procjobs.mail import Deferred, Outcome, Refused, Sent
@@ -101,7 +101,7 @@ def judge(answer: Answer) -> Outcome:
 
 def judge_webhook(answer: Answer) -> Outcome:
     """What an incoming webhook answered: `ok`, or the error's name as plain text."""
-    if answer.status == 200:
+    if answer.status == 200 and answer.text == "ok":
         return Sent(200, "ok")
     return _by_name(answer, answer.text)
 
@@ -116,5 +116,5 @@ def _by_name(answer: Answer, said: str) -> Outcome:
     if name in _NOT_NOW:
         return Deferred(answer.status, name, provider_code=code, retry_after=answer.retry_after)
     if answer.status < 300:
-        return Refused(answer.status, name or "an answer that is not Slack's", provider_code=code)
+        return Refused(answer.status, name, provider_code=code) if name else unlike(answer, "Slack")
     return by_status(answer, name or f"HTTP {answer.status}", code=code)

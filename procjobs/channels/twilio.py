@@ -11,7 +11,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from procjobs.channels.answer import Answer, by_status
+from procjobs.channels.answer import Answer, by_status, unlike
 from procjobs.channels.http import Http
 from procjobs.channels.message import Message
 from procjobs.mail import Deferred, Outcome, Refused
@@ -78,6 +78,8 @@ def judge(answer: Answer) -> Outcome:
     if answer.status < 300:
         if said.get("status") in ("failed", "undelivered"):
             return Refused(answer.status, words, provider_code=str(number) if number else None)
+        if not _text(said.get("sid")):
+            return unlike(answer, "Twilio")
         return replace(outcome, reply=str(said.get("status") or "accepted"))
     if number in _LIMITED:
         return Deferred(answer.status, words, provider_code=str(number), retry_after=answer.retry_after, limited=True)

@@ -333,8 +333,8 @@ def _facts(outcome: Outcome) -> tuple[str, int | None, str | None, str | None]:
             return "refused", None, None, reply
         case Refused(code=code, reply=reply):
             return "refused", code, reply, f"{code} {reply}"
-        case Ambiguous(reply):
-            return "unknown", None, None, reply
+        case Ambiguous(reply=reply, code=code):
+            return "unknown", code, reply if code is not None else None, reply
         case _:
             assert_never(outcome)
 

@@ -450,6 +450,32 @@ async def test_slack_webhook_errors(
     assert isinstance(outcome, kind) and outcome.provider_code == said
 
 
+HALF = '{"sid": "SM1", "ok": true, "channel": "C1", "ts": "1.2", "messages": [{"id": "wamid.'
+
+
+@pytest.mark.parametrize("said", ["<html><h1>Log in to the network</h1></html>", "", "[1, 2]", "{}", HALF])
+@pytest.mark.parametrize("to", ["sms", "whatsapp", "slack", "#ops"])
+async def test_an_ok_that_is_not_the_providers_does_not_say_that_it_was_sent(
+    server: ChannelServer, channels: Channels, to: str, said: str
+) -> None:
+    server.answers = [(200, said, {})]
+    method = "slack" if to == "#ops" else to
+    message = note(server, method, to=to) if to == "#ops" else note(server, method)
+    outcome = await channels.send(method, message)
+    assert isinstance(outcome, Ambiguous) and outcome.code == 200
+    assert "not an answer of" in outcome.reply
+
+
+@pytest.mark.parametrize("to", ["sms", "whatsapp", "slack", "#ops"])
+async def test_a_provider_that_redirects_is_asked_again(server: ChannelServer, channels: Channels, to: str) -> None:
+    server.answers = [(302, "", {"location": f"{server.url}/hook"})]
+    method = "slack" if to == "#ops" else to
+    message = note(server, method, to=to) if to == "#ops" else note(server, method)
+    outcome = await channels.send(method, message)
+    assert isinstance(outcome, Deferred) and "not followed" in outcome.reply
+    assert len(server.taken) == 1
+
+
 async def test_a_webhook_that_redirects_or_is_gone_is_refused(server: ChannelServer, channels: Channels) -> None:
     server.answers = [(302, "", {"location": f"{server.url}/hook"}), (410, "", {})]
     for status in (302, 410):

@@ -58,9 +58,9 @@ as $$
     -- Who answers about this message works. Without an answer nobody was asked.
     when p_status = 'refused' then case when p_code is not null then true end
     when p_status = 'unknown' or p_code is null then false
-    -- Closing down, out of order, out of space, no login; of HTTP, no or an expired login, a time out and the server's own
-    -- errors, also those that are told under an OK.
-    when p_code in (401, 403, 408, 421, 451, 452, 454) or p_code >= 500 or p_code between 200 and 299 then false
+    -- Closing down, out of order, out of space, no login; of HTTP, no or an expired login, a redirect, a time out and the
+    -- server's own errors, also those that are told under an OK.
+    when p_code in (401, 403, 408, 421, 451, 452, 454) or p_code >= 500 or p_code between 200 and 399 then false
     when p_code = 429 then null
     else true
   end
