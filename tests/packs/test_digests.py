@@ -167,6 +167,8 @@ async def test_a_person_sees_and_changes_only_their_own(digests: Digests, facts:
         ({"day_of_week": 0}, "day_of_week"),
         ({"day_of_week": 8}, "day_of_week"),
         ({"day_of_month": 32}, "day_of_month"),
+        ({"day_of_month": 5}, "day_of_month means nothing for a "),
+        ({"frequency": "monthly", "day_of_week": 5}, "day_of_week means nothing for a monthly digest"),
         ({"max_updates_per_digest": 0}, "max_updates_per_digest"),
         ({"max_updates_per_digest": 101}, "max_updates_per_digest"),
         ({"include_content_types": []}, "include_content_types"),
@@ -349,7 +351,7 @@ def test_two_at_once_make_one_each(sql: Any, dsn: str, facts: Any, at: Any) -> N
     at(NOON)
     for group in (facts.group_id, None):
         for frequency in ("daily", "weekly"):
-            make(sql, facts, frequency, group=group, day_of_week=3)
+            make(sql, facts, frequency, group=group, day_of_week=3 if frequency == "weekly" else None)
     share(sql, facts, "2030-05-15 08:00Z")
     made, together = [], threading.Barrier(4)
 

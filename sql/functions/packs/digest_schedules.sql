@@ -130,6 +130,15 @@ begin
         and (p_words ->> 'delivery_day')::numeric > 7
     );
   end if;
+  if v_problems = '{}' then
+    -- A day that would be ignored is a misunderstanding: 5 is Friday to one, the fifth to another.
+    v_problems := array(
+      select format('%s means nothing for a %s digest', d.word, v_frequency)
+      from (values ('day_of_week', 'weekly'), ('day_of_month', 'monthly')) d (word, frequency)
+      where p_words ->> d.word is not null
+        and d.frequency <> v_frequency
+    );
+  end if;
   if v_problems = '{}' and p_words ->> 'timezone' is not null and procjobs.zone_or_null(p_words ->> 'timezone') is null then
     v_problems := array[format('time zone %s is not known', p_words -> 'timezone')];
   end if;
