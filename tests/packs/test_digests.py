@@ -307,6 +307,27 @@ def test_one_that_finds_nothing_says_why(sql: Any, facts: Any, at: Any, change: 
         assert sql.one("select answer from procjobs.why_no_digest(%s)", facts.recipient_id) == reason
 
 
+def test_an_update_that_is_committed_late_is_told_by_the_next_one(sql: Any, dsn: str, facts: Any, at: Any) -> None:
+    at(NOON)
+    make(sql, facts)
+    with psycopg.connect(dsn) as other:
+        # It has the time at which its transaction began, and is seen when that ends: the digest is made in between.
+        late = other.execute(
+            "insert into procjobs_demo.updates (group_id, author_id, content_type, title, created_at) "
+            "select %s, author_id, 'text', 'Late', '2030-05-15 08:59:58Z' from procjobs_demo.updates limit 1 "
+            "returning id",
+            [facts.group_id],
+        ).fetchone()
+        share(sql, facts, "2030-05-15 08:00Z")
+        at("2030-05-15 09:00Z")
+        assert sql.one("select procjobs.create_digest_jobs()") == 1
+    at("2030-05-16 09:00Z")
+    assert sql.one("select procjobs.create_digest_jobs()") == 1
+    assert late is not None
+    told = "select content -> 'update_ids' from procjobs.notification_jobs where template = 'digest'"
+    assert [ids for (ids,) in sql(told) if str(late[0]) in ids] == [[str(late[0])]]
+
+
 def test_a_mute_loses_nothing(sql: Any, facts: Any, at: Any) -> None:
     at(NOON)
     make(sql, facts)

@@ -20,6 +20,18 @@ $$;
 comment on function procjobs.due_digests(timestamptz, integer) is
   'Digest schedules that are due, locked, the longest due first. What somebody else is at is passed over.';
 
+create or replace function procjobs.digest_until(p_now timestamptz)
+returns timestamptz
+language sql
+immutable
+parallel safe
+as $$
+  select p_now - interval '10 seconds'
+$$;
+comment on function procjobs.digest_until(timestamptz) is
+  'Up to when a digest of this moment tells. An update has the time at which its transaction began and is seen when that ends: what is '
+  'younger is left to the next digest, so that no transaction of up to ten seconds loses one. Without a SET clause, so that the planner can inline it.';
+
 create or replace function procjobs.gather_updates(p_now timestamptz, p_due procjobs.digest_schedules[])
 returns table (
   schedule_id uuid, unmuted bigint, muted_until timestamptz, shared bigint, wanted bigint, unread bigint, update_ids uuid[]
@@ -49,7 +61,7 @@ begin
       from procjobs.host_updates n
       where n.group_id = w.in_group
         and n.created_at > w.since
-        and n.created_at <= p_now
+        and n.created_at <= procjobs.digest_until(p_now)
       order by n.created_at desc
       limit 1000
     ) u
@@ -177,7 +189,7 @@ begin
     update procjobs.digest_schedules s
     set next_digest_scheduled = j.next_at,
         last_digest_at = case j.outcome when 'created' then v_now else s.last_digest_at end,
-        told_until = case when j.outcome in ('created', 'empty') then v_now else s.told_until end
+        told_until = case when j.outcome in ('created', 'empty') then greatest(s.told_until, procjobs.digest_until(v_now)) else s.told_until end
     from judged j
     where s.id = j.schedule_id
   ),
