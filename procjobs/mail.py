@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Ambiguous", "Deferred", "Mail", "Mailer", "Outcome", "Refused", "Sent", "compose", "parse_sender"]
 
+_NO_PACKAGE = "mail needs aiosmtplib: pip install 'procjobs[email]'"
 _ADDRESS = re.compile(r"[^\s@<>\"(),:;\[\]\\\x00-\x1f\x7f]+@[^\s@<>\"(),:;\[\]\\\x00-\x1f\x7f]+")
 #: Headers whose value is one long word; folding would break them (one-click unsubscribe, threading).
 _UNFOLDED = frozenset({"list-unsubscribe", "message-id", "in-reply-to", "references"})
@@ -236,8 +237,9 @@ class _Line:
 class Mailer:
     """Sends mail over at most `size` connections, which stay open between messages for up to `idle` seconds.
 
-    host None stands for "not configured": every mail is Deferred with the mend. tls: none, starttls (required, not
-    opportunistic) or tls (from the first byte). timeout: seconds for each step of the conversation.
+    host None stands for "not configured": every mail is Deferred with the mend, also without aiosmtplib.
+    tls: none, starttls (required, not opportunistic) or tls (from the first byte).
+    timeout: seconds for each step of the conversation.
     """
 
     def __init__(
@@ -256,8 +258,6 @@ class Mailer:
         idle: float = 30.0,
         messages: int = 100,
     ) -> None:
-        if aiosmtplib is None:
-            raise SettingsError("mail needs aiosmtplib: pip install 'procjobs[email]'")
         self._host = host
         self._port = port
         self._sender = parse_sender(sender)
@@ -305,6 +305,8 @@ class Mailer:
 
         leaving: awaited just before DATA; until then nothing can have arrived. What it raises goes through.
         """
+        if aiosmtplib is None:
+            return Deferred(None, _NO_PACKAGE, provider_code="not_set_up", unprepared=True)
         if not self._host:
             words = "no mail server is configured: set smtp_host (PROCJOBS_SMTP_HOST)"
             return Deferred(None, words, provider_code="not_set_up", unprepared=True)
@@ -331,6 +333,8 @@ class Mailer:
 
     async def greet(self) -> str | None:
         """Connect, log in and part: None if the server let us, else its words. For `procjobs doctor`."""
+        if aiosmtplib is None:
+            return _NO_PACKAGE
         try:
             smtp = await self._connect()
         except (aiosmtplib.SMTPException, OSError) as error:

@@ -249,6 +249,8 @@ async def _send_mail(
         written = render(delivery.template, **values)
     except (jinja2.TemplateError, TypeError, ValueError) as error:
         return Refused(None, f"the letter {delivery.template} cannot be written: {error}")
+    except SettingsError as error:  # a package is missing
+        return Deferred(None, str(error), provider_code="not_set_up", unprepared=True)
     headers = {"X-Notification-Id": delivery.message_id.strip("<>").partition("@")[0]}
     headers |= _ways_out(values["unsubscribe_url"])
     if delivery.urgency == "urgent":

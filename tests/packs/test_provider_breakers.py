@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
+import aiosmtplib
 import psycopg
 import pytest
 
-from procjobs import demo
+from procjobs import demo, letters
 from procjobs.app import App
 from procjobs.channels import METHODS
 from procjobs.db import Database
@@ -275,6 +277,30 @@ async def test_a_worker_without_settings_opens_no_breaker_and_spends_nobodys_att
         await work(app_of(dsn, server, PROCJOBS_SMTP_HOST="127.0.0.1", PROCJOBS_SMTP_PORT=str(post.port)), 5)
     assert sql("select distinct status from procjobs.notification_jobs") == [("sent",)]
     assert sql("select * from procjobs.doctor() where subject = 'channels'") == []
+
+
+@pytest.mark.parametrize("package", ["aiosmtplib", "css_inline"])
+async def test_a_worker_without_the_packages_of_mail_sends_other_messages_and_leaves_mails_to_others(
+    dsn: str, sql: Any, facts: demo.DemoFacts, server: ChannelServer, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    async with MailServer() as post:
+        app = app_of(dsn, server, PROCJOBS_SMTP_HOST="127.0.0.1", PROCJOBS_SMTP_PORT=str(post.port))
+        enqueue(sql, facts, "slack")
+        enqueue(sql, facts, "email")
+        with monkeypatch.context() as lacking:
+            lacking.setattr("procjobs.mail.aiosmtplib", None if package == "aiosmtplib" else aiosmtplib)
+            lacking.setitem(sys.modules, package, None)
+            letters._inliner.cache_clear()
+            await work(app, 1)
+        assert sql("select delivery_method, status from procjobs.notification_jobs order by 1") == [
+            ("email", "pending"), ("slack", "sent")
+        ]  # fmt: skip
+        assert sql.one("select attempts from public.procrastinate_jobs") == 0
+        finding = sql.one("select finding from procjobs.doctor() where subject = 'channels'")
+        assert "pip install 'procjobs[email]'" in finding
+        due(sql)
+        await work(app, 1)
+        assert len(post.messages) == 1
 
 
 async def test_it_waits_longer_each_time_and_comes_to_an_end_after_a_day(
