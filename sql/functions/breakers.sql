@@ -201,6 +201,12 @@ as $$
 declare
   a_for alias for $2;
 begin
+  if a_for <= interval '0' then
+    raise exception 'breaker % cannot be opened for %', quote_nullable(open_breaker.name), a_for
+      using errcode = 'PJ009',
+            detail = 'for is not a positive length of time',
+            hint = 'select procjobs.open_breaker(''crm'', ''1 hour''); without a time it is open until procjobs.close_breaker(''crm'').';
+  end if;
   perform procjobs.lock_breaker(open_breaker.name);
   perform procjobs.trip_breaker(open_breaker.name, coalesce(procjobs.clock() + a_for, 'infinity'), session_user);
   return true;

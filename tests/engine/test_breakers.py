@@ -283,6 +283,15 @@ def test_what_is_no_breaker_is_refused(sql: Sql, options: str, problem: str) -> 
         sql("select procjobs.open_breaker('none')")
 
 
+@pytest.mark.parametrize("length", ["-1 hour", "0"])
+def test_it_is_opened_for_a_time_to_come(sql: Sql, length: str) -> None:
+    sql("select procjobs.set_breaker('crm', tasks => array['call'])")
+    with pytest.raises(psycopg.Error) as refused:
+        sql("select procjobs.open_breaker('crm', %s)", length)
+    assert refused.value.sqlstate == "PJ009"
+    assert sql.one("select state from procjobs.breakers where name = 'crm'") == "closed"
+
+
 def test_a_breakers_limit_is_neither_listed_nor_dropped_as_one(sql: Sql) -> None:
     breaker(sql)
     sql("select procjobs.open_breaker('b')")

@@ -207,6 +207,8 @@ def test_the_policy_is_a_setting_of_each_method(sql: Any, notification: UUID) ->
     assert sql.one("select procjobs.after_unknown('pigeon')") == "hold"
     with pytest.raises(psycopg.Error, match="cannot be"):
         sql("select procjobs.set_delivery_policy('sms', 'forget')")
+    with pytest.raises(psycopg.Error, match="there is no delivery method 'mail'"):  # it is email
+        sql("select procjobs.set_delivery_policy('mail', 'hold')")
 
 
 def test_the_command_line_lists_and_resolves_them(dsn: str, sql: Any, notification: UUID, tmp_path: Any) -> None:

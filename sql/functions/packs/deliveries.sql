@@ -99,6 +99,12 @@ begin
             detail = format('for delivery method %s', quote_nullable(set_delivery_policy.delivery_method)),
             hint = 'retry: it is sent again, at least once; hold: somebody decides. select procjobs.set_delivery_policy(''sms'', ''hold'');';
   end if;
+  if set_delivery_policy.delivery_method <> all (procjobs.delivery_methods()) then
+    raise exception 'there is no delivery method %', quote_literal(set_delivery_policy.delivery_method)
+      using errcode = 'PJ009',
+            detail = format('delivery methods: %s', array_to_string(procjobs.delivery_methods(), ', ')),
+            hint = 'select procjobs.set_delivery_policy(''email'', ''hold'');';
+  end if;
   insert into procjobs.delivery_policies as p (delivery_method, after_unknown, set_at)
   values (set_delivery_policy.delivery_method, set_delivery_policy.after_unknown, procjobs.clock())
   on conflict on constraint delivery_policies_pkey do update
