@@ -49,7 +49,7 @@ blueprint = Blueprint()
 #: Seconds to wait for a provider that said "too much" and not for how long.
 _LIMITED_WAIT = 60.0
 #: Seconds to wait for a worker that has the settings: the first time, doubled each time, and the longest.
-_UNPREPARED_WAIT, _LONGEST_UNPREPARED_WAIT = 60.0, 3600.0
+_UNPREPARED_WAIT, _LONGEST_UNPREPARED_WAIT = 60.0, 900.0
 
 
 class DeliveryDeferred(ProcjobsError):

@@ -318,11 +318,13 @@ def test_an_update_that_is_committed_late_is_told_by_the_next_one(sql: Any, dsn:
             "returning id",
             [facts.group_id],
         ).fetchone()
-        share(sql, facts, "2030-05-15 08:00Z")
+        share(sql, facts, "2030-05-15 08:59:59Z")  # as late, and committed in time: told now, and not again
         at("2030-05-15 09:00Z")
         assert sql.one("select procjobs.create_digest_jobs()") == 1
     at("2030-05-16 09:00Z")
     assert sql.one("select procjobs.create_digest_jobs()") == 1
+    at("2030-05-17 09:00Z")
+    assert sql.one("select procjobs.create_digest_jobs()") == 0
     assert late is not None
     told = "select content -> 'update_ids' from procjobs.notification_jobs where template = 'digest'"
     assert [ids for (ids,) in sql(told) if str(late[0]) in ids] == [[str(late[0])]]

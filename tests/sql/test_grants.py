@@ -306,7 +306,6 @@ def test_other_functions_pin_their_path_too_unless_they_are_to_be_inlined(sql: S
     inlined = [
         "clock",
         "cron_next",
-        "digest_until",
         "is_plain",
         "is_reachable",
         "is_small",

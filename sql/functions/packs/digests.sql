@@ -20,31 +20,26 @@ $$;
 comment on function procjobs.due_digests(timestamptz, integer) is
   'Digest schedules that are due, locked, the longest due first. What somebody else is at is passed over.';
 
-create or replace function procjobs.digest_until(p_now timestamptz)
-returns timestamptz
-language sql
-immutable
-parallel safe
-as $$
-  select p_now - interval '10 seconds'
-$$;
-comment on function procjobs.digest_until(timestamptz) is
-  'Up to when a digest of this moment tells. An update has the time at which its transaction began and is seen when that ends: what is '
-  'younger is left to the next digest, so that no transaction of up to ten seconds loses one. Without a SET clause, so that the planner can inline it.';
+drop function if exists procjobs.digest_until(timestamptz);
 
+drop function if exists procjobs.gather_updates(timestamptz, procjobs.digest_schedules[]);
 create or replace function procjobs.gather_updates(p_now timestamptz, p_due procjobs.digest_schedules[])
 returns table (
-  schedule_id uuid, unmuted bigint, muted_until timestamptz, shared bigint, wanted bigint, unread bigint, update_ids uuid[]
+  schedule_id uuid, unmuted bigint, muted_until timestamptz, shared bigint, wanted bigint, unread bigint, update_ids uuid[], lately uuid[]
 )
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set jit = off
 as $$
 #variable_conflict use_column
+declare
+  -- An update has the time at which its transaction began, and is seen when that ends, perhaps after a digest that it should be in.
+  c_late constant interval := '10 minutes';
 begin
   return query
   with due as materialized (
-    select s.id, s.recipient_id, s.group_id, s.max_updates_per_digest as most, s.include_content_types as types, s.told_until as since
+    select s.id, s.recipient_id, s.group_id, s.max_updates_per_digest as most, s.include_content_types as types, s.told_until, s.told_lately as lately,
+      case when s.told_lately is null then s.told_until else s.told_until - c_late end as since
     from unnest(p_due) s
   ),
   member as materialized (
@@ -61,40 +56,44 @@ begin
       from procjobs.host_updates n
       where n.group_id = w.in_group
         and n.created_at > w.since
-        and n.created_at <= procjobs.digest_until(p_now)
+        and n.created_at <= p_now
       order by n.created_at desc
       limit 1000
     ) u
   ),
   seen as materialized (
     select m.id, m.most, u.update_id, u.created_at, m.types is null or u.content_type = any (m.types) as wanted,
+      u.created_at > m.told_until or u.update_id <> all (m.lately) as new,
       not exists (select from procjobs.host_update_reads r where r.update_id = u.update_id and r.recipient_id = m.recipient_id) as unread
     from member m
     join shared u on u.in_group = m.in_group and u.since = m.since
     where not m.muted
   ),
   told as (
-    select s.id, count(*) as shared, count(*) filter (where s.wanted) as wanted, count(*) filter (where s.wanted and s.unread) as unread,
-      (array_agg(s.update_id order by s.created_at desc, s.update_id) filter (where s.wanted and s.unread))[1:min(s.most)] as update_ids
+    select s.id, count(*) filter (where s.new) as shared, count(*) filter (where s.new and s.wanted) as wanted,
+      count(*) filter (where s.new and s.wanted and s.unread) as unread,
+      (array_agg(s.update_id order by s.created_at desc, s.update_id) filter (where s.new and s.wanted and s.unread))[1:min(s.most)] as update_ids,
+      array_agg(s.update_id) filter (where s.created_at > p_now - c_late) as lately
     from seen s
     group by s.id
   ),
   known as (
     select m.id, count(*) filter (where not m.muted) as unmuted, min(m.until) as until from member m group by m.id
   )
-  select k.id, k.unmuted, k.until, coalesce(t.shared, 0), coalesce(t.wanted, 0), coalesce(t.unread, 0), t.update_ids
+  select k.id, k.unmuted, k.until, coalesce(t.shared, 0), coalesce(t.wanted, 0), coalesce(t.unread, 0), t.update_ids, coalesce(t.lately, '{}')
   from known k
   left join told t on t.id = k.id;
 end
 $$;
 comment on function procjobs.gather_updates(timestamptz, procjobs.digest_schedules[]) is
-  'What there is to tell in digests that are due: groups, updates since the last digest, those of wanted kinds, those unread, and the newest of '
-  'these. Of one group at most the last 1000 updates are looked at. No row: the recipient is in none of the groups.';
+  'What there is to tell in digests that are due: groups, updates since the last digest, also those that were committed later, those of wanted kinds, those unread, '
+  'and the newest of these; lately: what the next one need not look at again. Of one group at most the last 1000 updates are looked at. No row: the recipient is in none of the groups.';
 
+drop function if exists procjobs.judge_digests(timestamptz, procjobs.digest_schedules[]);
 create or replace function procjobs.judge_digests(p_now timestamptz, p_due procjobs.digest_schedules[])
 returns table (
   schedule_id uuid, recipient_id uuid, group_id uuid, frequency text, slot timestamptz, next_at timestamptz, outcome text, reason text,
-  updates integer, left_out integer, notification_id uuid, content jsonb
+  updates integer, left_out integer, notification_id uuid, content jsonb, lately uuid[]
 )
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -154,7 +153,8 @@ begin
     -- As good as a random one here, and five times as fast.
     case d.outcome when 'created' then md5(d.id || v_salt)::uuid end,
     case d.outcome when 'created' then jsonb_build_object('frequency', d.frequency, 'since', d.since, 'update_ids', d.update_ids,
-      'more', d.unread - cardinality(d.update_ids)) end
+      'more', d.unread - cardinality(d.update_ids)) end,
+    d.lately
   from found d;
 end
 $$;
@@ -189,7 +189,8 @@ begin
     update procjobs.digest_schedules s
     set next_digest_scheduled = j.next_at,
         last_digest_at = case j.outcome when 'created' then v_now else s.last_digest_at end,
-        told_until = case when j.outcome in ('created', 'empty') then greatest(s.told_until, procjobs.digest_until(v_now)) else s.told_until end
+        told_until = case when j.outcome in ('created', 'empty') then v_now else s.told_until end,
+        told_lately = case when j.outcome in ('created', 'empty') then j.lately else s.told_lately end
     from judged j
     where s.id = j.schedule_id
   ),

@@ -27,7 +27,6 @@ def club(dsn: str, sql: Any) -> None:
     """The application as it was, then `procjobs migrate` with its host.sql. No schedule comes between."""
     sql((FOREIGN / "club.sql").read_text(encoding="utf-8"))
     sql((FOREIGN / "rows.sql").read_text(encoding="utf-8"))
-    sql("update club.note set pinned_at = pinned_at - interval '1 minute'")  # what is quite new is for the next digest
     migrate(dsn, host_sql=FOREIGN / "host.sql")
     sql("select procjobs.pause_schedule(name) from procjobs.schedules")
 

@@ -1,0 +1,3 @@
+-- Undoes 0029_late_updates.sql.
+
+alter table procjobs.digest_schedules drop column told_lately;
