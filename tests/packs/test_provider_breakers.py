@@ -314,7 +314,7 @@ async def test_it_waits_longer_each_time_and_comes_to_an_end_after_a_day(
             "select round(extract(epoch from scheduled_at - procjobs.clock()) / 60)::int from procrastinate_jobs"
         )
         due(sql)
-    assert [wait for (wait,) in waits] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert [wait for (wait,) in waits] == [1, 2, 4, 8, 15, 15, 15, 15]
     sql("update procjobs.notification_jobs set scheduled_for = now() - interval '25 hours'")
     for _ in range(3):
         await work(app, 1)
