@@ -18,7 +18,7 @@ as $$
     ('task', 'task_settings', '', '{task}', '{}', null),
     ('limit', 'limits', '', '{name}', '{}', '%s.breaker is null'),
     ('breaker', 'breakers', '', '{name}',
-      '{state, since, retry_at, openings, window_from, failed, succeeded, last_error, last_failure_at, opened_by}', null),
+      '{state, since, retry_at, openings, window_from, failed, succeeded, last_error, last_failure_at, opened_by}', '%s.set_by <> ''procjobs itself'''),
     ('schedule', 'schedules', '', '{name}', '{declared, last_slot, next_slot, due_at, held_until, undeclared_at, fault}', '%s.parent is null'),
     -- What it follows its parent in is said of the parent, once.
     ('schedule', 'schedules', '_child', '{name}',

@@ -125,6 +125,7 @@ begin
     perform procjobs.run_chore('watch_backlog', interval '30 seconds');
     perform procjobs.run_chore('watch_notifications', interval '30 seconds');
     perform procjobs.run_chore('forget_effects', interval '1 hour');
+    perform procjobs.run_chore('forget_breakers', interval '1 hour');
     perform procjobs.run_chore('watch_clocks', interval '30 seconds');
     perform procjobs.run_chore('watch_processes', interval '5 seconds');
     -- After those that watch: what they found goes out with their own transaction.

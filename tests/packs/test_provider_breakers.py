@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from hashlib import md5
 from typing import Any
 
 import aiosmtplib
@@ -113,7 +114,7 @@ async def test_it_opens_at_its_threshold_and_one_probe_closes_it(
     method: str, settings: dict[str, str], slack: str, down: Answer,
 ) -> None:  # fmt: skip
     sql("update procjobs_demo.recipients set slack = %s", slack)
-    name = "apprise oncall" if method == "apprise" else method
+    name = {"apprise": "apprise oncall", "webhook": f"webhook 127.0.0.1 {server.port}"}.get(method, method)
     failures, _ = OUT_OF_THE_BOX.get(name, TARGET)
     notifications = [enqueue(sql, facts, method) for _ in range(failures + 7)]
     app = app_of(dsn, server, **settings)
@@ -151,6 +152,77 @@ async def test_it_opens_at_its_threshold_and_one_probe_closes_it(
         await asyncio.gather(worker, return_exceptions=True)
     assert len(server.taken) == 2 * tried + 1 + others
     assert sql("select kind from procjobs.alerts where closed_at is null") == []
+
+
+# -- webhooks: each receiver is a server of its own --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("https://Hooks.Example/a?b", "webhook hooks.example"),
+        ("https://hooks.example:443/a", "webhook hooks.example"),
+        ("http://hooks.example:80", "webhook hooks.example"),
+        ("http://hooks.example:443", "webhook hooks.example 443"),
+        ("https://hooks.example:8443#x", "webhook hooks.example 8443"),
+        ("https://[2001:db8::1]:8443/", "webhook [2001 db8  1] 8443"),
+        (f"https://{'a' * 100}.example/", f"webhook {md5(('a' * 100 + '.example').encode()).hexdigest()}"),
+        (None, "webhook"),
+    ],
+)
+def test_a_receiver_is_known_by_host_and_port(sql: Any, address: str | None, name: str) -> None:
+    assert sql.one("select procjobs.method_breaker('webhook', %s)", address) == name
+    shown = "select procjobs.method_breaker('webhook', procjobs.shown_address('webhook', %s))"
+    assert sql.one(shown, address) == name, "as the delivery log has it"
+
+
+async def test_a_receiver_that_fails_holds_up_no_other(
+    dsn: str, sql: Any, facts: demo.DemoFacts, server: ChannelServer
+) -> None:
+    async with ChannelServer() as well:
+        app = app_of(dsn, server, PROCJOBS_OUTGOING_PORTS=f"{server.port},{well.port}")
+        other = sql.one("select id from procjobs_demo.recipients where name = 'Chidi'")
+        sql("update procjobs_demo.recipients set webhook_url = %s where id = %s", f"{well.url}/hook", other)
+        server.answers = [DOWN] * 5
+        for _ in range(6):
+            enqueue(sql, facts, "webhook")
+        await work(app, 1)
+        down = f"webhook 127.0.0.1 {server.port}"
+        states = "select name, state from procjobs.breaker_list where name like 'webhook%%' order by name"
+        assert sql(states) == [("webhook", "closed"), (down, "open")]
+        assert waiting(sql, down) == [(0, 1)]
+        sql(
+            "select procjobs.enqueue_notification_job(%s, delivery_method => 'webhook', content => %s::jsonb)",
+            other, '{"subject": "x", "body": "y"}',
+        )  # fmt: skip
+        await work(app, 1)
+        assert len(well.taken) == 1 and sql(states) == [("webhook", "closed"), (down, "open")]
+    assert sql("select * from procjobs.setting_log where kind = 'breaker' and name = %s", down) == [], "nobody set it"
+    assert sql.one("select procjobs.forget_breakers()") == 0
+    sql("select procjobs.close_breaker(%s)", down)
+    sql("update procjobs.breakers set last_failure_at = now() - interval '8 days', since = now() - interval '8 days'")
+    sql("select procjobs.set_breaker('webhook of ours', queue => 'notifications', tag => 'webhook of ours')")
+    sql("update procjobs.breakers set since = now() - interval '8 days'")
+    assert sql.one("select procjobs.forget_breakers()") == 1
+    assert sql(states) == [("webhook", "closed"), ("webhook of ours", "closed")]
+
+
+def test_when_nearly_no_receiver_answers_all_are_held(sql: Any, facts: demo.DemoFacts) -> None:
+    for number in range(20):
+        sql("update procjobs_demo.recipients set webhook_url = %s", f"https://host-{number}.example/hook")
+        notification = sql.one(
+            "select procjobs.enqueue_notification_job(%s, delivery_method => 'webhook', content => %s::jsonb)",
+            facts.recipient_id, '{"subject": "x", "body": "y"}',
+        )  # fmt: skip
+        delivery = sql.one("select delivery_id from procjobs.begin_delivery_v2(%s, 'w', 'team.example')", notification)
+        assert sql.one("select state from procjobs.breaker_list where name = 'webhook'") == "closed"
+        sql(
+            "select procjobs.finish_delivery(%s, 'deferred', 1, 'webhook', null, null, 'no connection')",
+            delivery,
+        )  # fmt: skip
+    states = sql("select state, count(*) from procjobs.breaker_list where name like 'webhook%%' group by 1 order by 1")
+    assert states == [("closed", 20), ("open", 1)]
+    assert sql.one("select state from procjobs.breaker_list where name = 'webhook'") == "open"
 
 
 # -- apprise: each target is a service of its own ----------------------------------------------------------------------

@@ -9,11 +9,34 @@ language sql
 immutable
 parallel safe
 as $$
-  select case p_method when 'email' then 'smtp' when 'apprise' then 'apprise ' || p_target else p_method end
+  select case p_method
+    when 'email' then 'smtp'
+    when 'apprise' then 'apprise ' || p_target
+    when 'webhook' then concat_ws(' ', 'webhook', procjobs.webhook_receiver(p_target))
+    else p_method
+  end
 $$;
 comment on function procjobs.method_breaker(text, text) is
-  'The breaker of a delivery method; of apprise, whose targets are services of their own, that of the target. It is also the tag by which it '
+  'The breaker of a delivery method; of apprise and webhook, whose targets and receivers are services of their own, that of the target. It is also the tag by which it '
   'knows their jobs. Without a SET clause, so that the planner can inline it.';
+
+create or replace function procjobs.webhook_receiver(p_address text)
+returns text
+language sql
+immutable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+  -- Names of breakers have no colon, and are short.
+  select case when length(h.name) > 70 then md5(h.name) else h.name end
+  from (
+    select translate(
+      regexp_replace(substring(lower(p_address) from '^(?:[a-z]+://)?([^/?#]+)'), case when lower(p_address) like 'https:%' then ':443$' else ':80$' end, ''),
+      ':', ' ') as name
+  ) h
+$$;
+comment on function procjobs.webhook_receiver(text) is
+  'Which server an address of a webhook is at, for the name of its breaker: the host, and the port if it is not the usual one. Null for null.';
 
 create or replace function procjobs.report_delivery(
   p_delivery procjobs.notification_delivery_logs, p_code integer, p_queue_job bigint
@@ -25,26 +48,52 @@ as $$
 declare
   v_breaker text := procjobs.method_breaker(p_delivery.delivery_method, p_delivery.address);
   v_ok boolean := procjobs.delivery_verdict(p_delivery.status, p_code);
+  v_error text := case when p_delivery.status in ('deferred', 'unknown') then p_delivery.error end;
 begin
   -- A worker that lacks settings, or a target that whoever enqueues named, asked nobody: that says nothing of any service.
   if p_delivery.provider = 'none' or p_delivery.provider_code in ('not_set_up', 'no_target') then
     return;
   end if;
-  if p_delivery.delivery_method = 'apprise' then
-    -- Targets are in the workers' environment: their breakers are made when they are needed first.
-    if not v_ok then
-      insert into procjobs.breakers (name, queue, tag, set_at, since)
-      values (v_breaker, 'notifications', v_breaker, procjobs.clock(), procjobs.clock())
-      on conflict on constraint breakers_pkey do nothing;
-    end if;
+  -- Targets are in the workers' environment, receivers are the application's: their breakers are made when they are needed first.
+  if p_delivery.delivery_method in ('apprise', 'webhook') and not v_ok then
+    insert into procjobs.breakers (name, queue, tag, set_at, set_by, since)
+    values (v_breaker, 'notifications', v_breaker, procjobs.clock(), 'procjobs itself', procjobs.clock())
+    on conflict on constraint breakers_pkey do nothing;
   end if;
-  perform procjobs.report_outcome(
-    v_breaker, v_ok, p_queue_job, case when p_delivery.status in ('deferred', 'unknown') then p_delivery.error end
-  );
+  if p_delivery.delivery_method = 'webhook' then
+    -- That of all receivers: when nearly none can be reached, it is the way out that fails.
+    perform procjobs.report_outcome(procjobs.method_breaker('webhook'), v_ok, p_queue_job, v_error);
+  end if;
+  perform procjobs.report_outcome(v_breaker, v_ok, p_queue_job, v_error);
 end
 $$;
 comment on function procjobs.report_delivery(procjobs.notification_delivery_logs, integer, bigint) is
-  'Tells the breaker of a try''s method how it ended; p_code: the reply''s, of SMTP or HTTP.';
+  'Tells the breaker of a try''s method, target or receiver how it ended; p_code: the reply''s, of SMTP or HTTP.';
+
+create or replace function procjobs.forget_breakers()
+returns integer
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_count integer;
+begin
+  delete from procjobs.breakers b
+  where b.name in (
+    select o.name
+    from procjobs.breakers o
+    where o.set_by = 'procjobs itself'
+      and o.state = 'closed'
+      and coalesce(o.last_failure_at, o.since) < procjobs.clock() - interval '7 days'
+    for update skip locked
+  );
+  get diagnostics v_count = row_count;
+  return v_count;
+end
+$$;
+comment on function procjobs.forget_breakers() is
+  'Deletes breakers of targets and receivers that were made because one failed, and have been closed without a failure for seven days; none that somebody set. '
+  'A chore of upkeep. Returns how many.';
 
 create or replace function procjobs.delivery_verdict(p_status text, p_code integer)
 returns boolean
@@ -247,7 +296,7 @@ as $$
         select coalesce(jsonb_object_agg(b.name, b.state), '{}')
         from procjobs.breakers b
         where b.name in (select procjobs.method_breaker(m) from unnest(procjobs.delivery_methods()) m)
-          or b.name like 'apprise %' and b.tag = b.name
+          or b.tag = b.name and b.name like any (array['apprise %', 'webhook %'])
       )
     )
 $$;

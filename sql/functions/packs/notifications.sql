@@ -189,10 +189,11 @@ immutable
 parallel safe
 as $$
   select array['notification', case when p_type = any (procjobs.delivery_methods()) then 'type ' || p_type else p_type end, p_method]
-    || case when p_method = 'apprise' then array[procjobs.method_breaker(p_method, p_target)] else '{}' end
+    || case when p_method in ('apprise', 'webhook') and p_target is not null
+      then array[procjobs.method_breaker(p_method, p_target)] else '{}' end
 $$;
 comment on function procjobs.notification_tags(text, text, text) is
-  'Tags of a notification''s job. By the method''s, of apprise by the target''s, its breaker knows it, so that no type may look like one. '
+  'Tags of a notification''s job. By the method''s, of apprise by the target''s, of webhooks by the receiver''s too, its breaker knows it, so that no type may look like one. '
   'Without a SET clause, so that the planner can inline it.';
 
 create or replace function procjobs.defer_notification(p_row procjobs.notification_jobs)
@@ -206,7 +207,10 @@ as $$
     priority => procjobs.urgency_priority(p_row.urgency),
     scheduled_at => p_row.scheduled_for,
     tags => procjobs.notification_tags(
-      p_row.notification_type, p_row.delivery_method, procjobs.recipient_address('apprise', '{}', p_row.content)
+      p_row.notification_type, p_row.delivery_method, case p_row.delivery_method
+        when 'apprise' then procjobs.recipient_address('apprise', '{}', p_row.content)
+        when 'webhook' then (select a.address from procjobs.addressee(p_row) a)
+      end
     )
   )
 $$;
