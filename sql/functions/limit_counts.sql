@@ -66,7 +66,8 @@ as $$
       -- While none has ended yet: not before one that ends now has been over for so long.
       case when lasting.n >= l.rate then coalesce(lasting.first, p_now) + l.per end
     ),
-    case when coalesce(running.n < l.max_running, true)
+    -- Far from its rate, a limit that is full goes on when one of its jobs ends: nobody need look before.
+    case when coalesce(running.n < l.max_running, true) or coalesce(lasting.n, recent.n) * 2 >= l.rate
       then case when lasting.n is null then coalesce(recent.first, p_now) else coalesce(lasting.first, p_now) end + l.per end
   from procjobs.limit_state s
   join procjobs.limits l on l.name = s.limit_name

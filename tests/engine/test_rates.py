@@ -89,6 +89,37 @@ def test_the_state_of_a_key_stays_small(fleet: Fleet, sql: Sql) -> None:
     assert sql.one("select started from procjobs.limit_use where name = 'l'") == 300
 
 
+@pytest.mark.parametrize("counts", ["starts", "runs"])
+def test_when_more_room_comes_is_known_before_what_was_let_go_is_claimed(fleet: Fleet, sql: Sql, counts: str) -> None:
+    limit(fleet, rate=2, per="10 seconds", rate_counts=counts)
+    fleet.defer_many(5)
+    worker = fleet.worker(lease=1000)
+    start = sql.one("select clock_timestamp()")
+    at = lambda seconds: fleet.at(sql.one("select %s + make_interval(secs => %s)", start, seconds))  # noqa: E731
+    with at(0):
+        fleet.finish(*fleet.claim(worker, 5))
+    with at(12):
+        assert sql.one("select procjobs.sweep_limits()") == 2 and held(fleet) == 1
+        assert sql.one("select procjobs.limits_due_in()") == pytest.approx(10, abs=0.2)
+        fleet.claim(worker, 1)
+    with at(13):
+        due = 9 if counts == "starts" else 10  # it runs
+        assert sql.one("select procjobs.limits_due_in()") == pytest.approx(due, abs=0.2)
+
+
+@pytest.mark.parametrize("counts", ["starts", "runs"])
+def test_a_full_limit_is_looked_at_again_only_near_its_rate(fleet: Fleet, sql: Sql, counts: str) -> None:
+    limit(fleet, max_running=1, rate=4, per="1 hour", rate_counts=counts)
+    fleet.defer_many(5)
+    worker = fleet.worker()
+    (first,) = fleet.claim(worker, 5)
+    assert held(fleet) == 4
+    assert sql.one("select procjobs.limits_due_in()") is None, "the end of the first lets the second go"
+    fleet.finish(first)
+    assert len(fleet.claim(worker, 5)) == 1
+    assert sql.one("select procjobs.limits_due_in()") == pytest.approx(3600, abs=5)
+
+
 # -- a rate that counts runs ------------------------------------------------------------------------------------------
 
 
