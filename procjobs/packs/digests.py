@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, time
 from typing import Any
@@ -75,15 +75,44 @@ class Digests:
         self._database = database
 
     async def create(
-        self, recipient: UUID, frequency: str, *, group: UUID | None = None, owner: UUID | None = None, **options: Any
+        self,
+        recipient: UUID,
+        frequency: str,
+        *,
+        group: UUID | None = None,
+        delivery_time: time | str | None = None,
+        timezone: str | None = None,
+        day_of_week: int | None = None,
+        day_of_month: int | None = None,
+        delivery_day: int | None = None,
+        max_updates_per_digest: int | None = None,
+        include_content_types: Sequence[str] | None = None,
+        delivery_method: str | None = None,
+        is_active: bool | None = None,
+        owner: UUID | None = None,
     ) -> DigestSchedule:
         """Let a recipient have a digest of a group's updates; of all groups without one.
 
-        options: delivery_time ("09:00"), timezone, day_of_week (1 Monday to 7 Sunday), day_of_month, or delivery_day,
-        which is either of them as the frequency is; max_updates_per_digest, include_content_types, delivery_method,
-        is_active.
+        frequency:              daily, weekly, monthly.
+        delivery_time:          local time, "09:00" without it.
+        timezone:               IANA zone; the recipient's without it.
+        day_of_week:            1 Monday to 7 Sunday. day_of_month: 1 to 31, in shorter months the last day.
+        delivery_day:           either of them, as the frequency is.
+        max_updates_per_digest: the newest so many, 10 without it.
+        include_content_types:  only these kinds of updates.
         Raises InvalidDigest, DuplicateDigest, UnknownRecipient, UnknownGroup.
         """
+        options = {
+            "delivery_time": delivery_time,
+            "timezone": timezone,
+            "day_of_week": day_of_week,
+            "day_of_month": day_of_month,
+            "delivery_day": delivery_day,
+            "max_updates_per_digest": max_updates_per_digest,
+            "include_content_types": include_content_types and list(include_content_types),
+            "delivery_method": delivery_method,
+            "is_active": is_active,
+        }
         given = {name: value for name, value in options.items() if value is not None}
         if isinstance(given.get("delivery_time"), time):
             given["delivery_time"] = given["delivery_time"].isoformat("seconds")

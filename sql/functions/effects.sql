@@ -12,6 +12,12 @@ as $$
 declare
   v_state text;
 begin
+  if coalesce(length(begin_effect.key), 0) not between 1 and 500 then
+    raise exception 'an effect needs a key of 1 to 500 characters'
+      using errcode = 'PJ009',
+            detail = case when begin_effect.key is null then 'key is null' else format('key has %s characters', length(begin_effect.key)) end,
+            hint = 'What is to be done only once, for example charge:4711: select * from procjobs.begin_effect(''charge:4711'');';
+  end if;
   insert into procjobs.effects as e (key, state, job_id, began_at)
   values (begin_effect.key, 'intent', begin_effect.job, procjobs.clock())
   on conflict on constraint effects_pkey do nothing;
@@ -31,7 +37,8 @@ end
 $$;
 comment on function procjobs.begin_effect(text, bigint) is
   'To be called, and committed, before something is done outside: do (it is yours to do), done (it was done; with what the other side calls it), or '
-  'unknown (it was begun before and nobody knows: ask the other side, then procjobs.resolve_effect). Definer: the worker role has no rights on tables.';
+  'unknown (it was begun before and nobody knows: ask the other side, then procjobs.resolve_effect). PJ009: a key of no or over 500 characters. '
+  'Definer: the worker role has no rights on tables.';
 
 create or replace function procjobs.end_effect(key text, provider_id text default null)
 returns boolean

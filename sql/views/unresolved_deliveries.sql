@@ -13,16 +13,15 @@ select
   l.provider,
   l.message_id,
   l.error
-from procjobs.notification_jobs n
-join lateral (
-  select u.*
+from (
+  -- Of all that failed few are in doubt: an index has those alone.
+  select distinct on (u.job_id) u.*
   from procjobs.notification_delivery_logs u
-  where u.job_id = n.id
-    and u.status = 'unknown'
+  where u.status = 'unknown'
     and u.resolved_at is null
-  order by u.attempt desc
-  limit 1
-) l on true
+  order by u.job_id, u.attempt desc
+) l
+join procjobs.notification_jobs n on n.id = l.job_id
 where n.status = 'failed';
 comment on view procjobs.unresolved_deliveries is
   'Notifications that ended in doubt: select procjobs.resolve_delivery(notification_id, ''sent'') or ''lost''.';

@@ -291,3 +291,36 @@ async def test_an_effect_is_done_once_and_may_be_void(dsn: str, sql: Any) -> Non
     sql("update procjobs.effects set ended_at = now() - interval '91 days' where key = 'a'")
     assert sql.one("select procjobs.forget_effects()") == 1
     assert sql("select key from procjobs.effects order by key") == [("b",), ("c",)]
+
+
+@pytest.mark.parametrize("key", [None, "", "k" * 501])
+def test_an_effect_without_a_key_of_its_own_is_refused(sql: Any, key: str | None) -> None:
+    with pytest.raises(psycopg.Error, match="an effect needs a key of 1 to 500 characters") as refused:
+        sql("select * from procjobs.begin_effect(%s)", key)
+    assert refused.value.sqlstate == "PJ009" and refused.value.diag.message_detail and refused.value.diag.message_hint
+
+
+def test_those_in_doubt_are_found_without_all_that_failed(explain: Any, sql: Any) -> None:
+    sql(
+        """
+        with n as (
+          insert into procjobs.notification_jobs (
+            recipient_id, notification_type, urgency, delivery_method, content, status, scheduled_for, created_at,
+            created_by, processed_at)
+          select gen_random_uuid(), 'immediate', 'normal', 'sms', '{}', 'failed', now(), now(), 'test', now()
+          from generate_series(1, 20000)
+          returning id
+        )
+        insert into procjobs.notification_delivery_logs (
+          job_id, attempt, status, delivery_method, address, worker, started_at, finished_at)
+        select id, 1, case when random() < 0.001 then 'unknown' else 'refused' end, 'sms', '+46', 'w', now(), now() from n
+        """
+    )
+    sql("analyze procjobs.notification_jobs, procjobs.notification_delivery_logs")
+    for query in (
+        "select * from procjobs.unresolved_deliveries",
+        "select * from procjobs.unresolved_deliveries where notification_id = '7a0b9f6e-58c1-4d7f-9a58-0d5fb0a3f5f1'",
+    ):
+        plan = str(explain(query))
+        assert "notification_delivery_logs_doubtful" in plan and "notification_jobs_pkey" in plan, plan
+        assert "Seq Scan" not in plan
