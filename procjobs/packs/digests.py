@@ -103,7 +103,7 @@ class Digests:
         Raises InvalidDigest, DuplicateDigest, UnknownRecipient, UnknownGroup.
         """
         options = {
-            "delivery_time": delivery_time,
+            "delivery_time": delivery_time.isoformat("seconds") if isinstance(delivery_time, time) else delivery_time,
             "timezone": timezone,
             "day_of_week": day_of_week,
             "day_of_month": day_of_month,
@@ -114,8 +114,6 @@ class Digests:
             "is_active": is_active,
         }
         given = {name: value for name, value in options.items() if value is not None}
-        if isinstance(given.get("delivery_time"), time):
-            given["delivery_time"] = given["delivery_time"].isoformat("seconds")
         calls = await self._database()
         made = await calls.value(
             "create_digest_schedule", recipient=recipient, frequency=frequency, group=group, owner=owner, **given
