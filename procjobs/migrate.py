@@ -319,7 +319,9 @@ def _take_all(connection: Raw, schema: str, within: str) -> list[tuple[str, str,
 
 
 def _note(said: psycopg.errors.Diagnostic, notes: list[str]) -> None:
-    notes.append("; ".join(part for part in (said.message_primary, said.message_hint) if part))
+    note = "; ".join(part for part in (said.message_primary, said.message_hint) if part)
+    if note not in notes:  # owners.sql is applied twice
+        notes.append(note)
 
 
 def _adopt(dsn: str, plan: Plan) -> list[str] | None:

@@ -79,8 +79,11 @@ class Plan:
 
     def files(self) -> list[Path]:
         host = self.host or self.resources.sql / "host_default.sql"
-        ends = [self.resources.sql / name for name in ("schedules.sql", "owners.sql")]
-        return [*self.resources.files(), *([host] if host.exists() else []), *ends]
+        owners = self.resources.sql / "owners.sql"
+        # Owners before what calls our functions, too: those with their owner's rights cannot call what is new and
+        # belongs to whoever migrates.
+        calling = [*([host] if host.exists() else []), self.resources.sql / "schedules.sql"]
+        return [*self.resources.files(), owners, *calling, owners]
 
     def checksum(self, upstream_schema: str) -> str:
         mark = hashlib.sha256(upstream_schema.encode())

@@ -1,4 +1,5 @@
--- Owners: everything in the schema procjobs belongs to procjobs_owner. Applied last.
+-- Owners: everything in the schema procjobs belongs to procjobs_owner. Applied before the host's own file and schedules.sql,
+-- which call our functions, and last.
 -- Lock order: tables, sequences, views, then functions and types, by name; only what belongs to somebody else is touched.
 
 do $$

@@ -17,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 from procjobs import migrate
 from procjobs.embedded import EmbeddedPostgres
 from procjobs.errors import MigrationError
-from tests.conftest import Databases
+from tests.conftest import Databases, Sql
 from tests.migrations import (
     EVENTS,
     JOB_ROWS,
@@ -124,6 +124,23 @@ class TestUpgrade:
             assert dump(dsn) == wanted
             assert state_of(dsn) == fingerprints
             assert migrate.check(dsn) == []
+
+    def test_a_release_with_new_functions_changes_what_came_with_the_last_one(self, dsn: str, sql: Sql) -> None:
+        # As an upgrade finds it: what is new belongs to who migrates until it is given away, and what was there calls
+        # it.
+        sql("update procjobs.tasks set queue = 'another' where name = 'procjobs.create_digest_jobs'")
+        sql("update procjobs.schedules set declared = null, cron = '7 7 * * *' where name = 'create_digest_jobs'")
+        sql(
+            "do $$ declare f regprocedure; begin "
+            "for f in select oid from pg_proc where pronamespace = 'procjobs'::regnamespace and not prosecdef "
+            "and prokind = 'f' and prorettype <> 'trigger'::regtype loop "
+            "execute format('alter function %s owner to current_user', f); "
+            "execute format('revoke all on function %s from public, procjobs_owner', f); end loop; end $$"
+        )
+        sql("drop function procjobs.setting_name(text, text[], jsonb)")
+        assert migrate.migrate(dsn).changed
+        assert sql.one("select queue from procjobs.tasks where name = 'procjobs.create_digest_jobs'") == "digests"
+        assert migrate.check(dsn) == []
 
     def test_base_leaves_upstreams_own_schema_and_up_again_is_as_new(
         self, databases: Databases, dump: Callable[..., str]
