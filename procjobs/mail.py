@@ -20,11 +20,12 @@ from email.header import Header
 from email.headerregistry import Address, HeaderRegistry
 from email.message import EmailMessage
 from email.policy import EmailPolicy
-from email.utils import format_datetime, parseaddr
+from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from procjobs.errors import SettingsError
 from procjobs.letters import CONTROL
+from procjobs.settings import split_address
 
 try:
     import aiosmtplib
@@ -192,9 +193,12 @@ def _in_dns(domain: str) -> str:
 
 
 def parse_sender(value: str) -> Address:
-    """The address of `Name <name@domain>` or `name@domain`. Raises SettingsError."""
-    name, address = parseaddr(value)
+    """The address of `Name <name@domain>` or `name@domain`. Raises SettingsError.
+
+    As procjobs.settings reads it: a name may have commas without quotes.
+    """
     try:
+        name, address = split_address(value)
         return _address(name, address)
     except ValueError as error:
         raise SettingsError(f"mail_from or mail_reply_to is {value!r}: write Name <name@your.domain>") from error
@@ -325,7 +329,7 @@ class Mailer:
                 line = _Line(await self._connect(), time.monotonic())
             except aiosmtplib.SMTPResponseException as error:
                 # Whatever the code: a refused login or greeting is ours to mend, not the recipient's fault.
-                return Deferred(error.code, f"{self.server} refused the connection: {_words(error)}")
+                return Deferred(_code(error), f"{self.server} refused the connection: {_words(error)}")
             except (aiosmtplib.SMTPException, OSError) as error:
                 return Deferred(None, f"no connection to {self.server}: {_words(error)}")
             outcome = await self._use(line, message, leaving)
@@ -403,13 +407,16 @@ class Mailer:
                 await smtp.ehlo()
             if options and not smtp.supports_extension("smtputf8"):
                 return Refused(None, f"{self.server} takes no addresses beyond ASCII (SMTPUTF8): {recipient.addr_spec}")
-            await smtp.mail(self._sender.addr_spec, options=options, encoding=encoding)
+            await _taken(smtp.mail(self._sender.addr_spec, options=options, encoding=encoding))
+        except aiosmtplib.SMTPHeloError as error:
+            # As with its greeting: it refuses us, whatever the message.
+            return Deferred(_code(error), f"{self.server} refused the connection: {_words(error)}")
         except aiosmtplib.SMTPResponseException as error:
             return None if line.messages and error.code == 421 else _judge(error, "mail")
         except (aiosmtplib.SMTPException, OSError) as error:
             return None if line.messages else Deferred(None, _words(error))
         try:
-            await smtp.rcpt(recipient.addr_spec, encoding=encoding)
+            await _taken(smtp.rcpt(recipient.addr_spec, encoding=encoding))
         except aiosmtplib.SMTPResponseException as error:
             return _judge(error, "rcpt")
         except (aiosmtplib.SMTPException, OSError) as error:
@@ -438,14 +445,32 @@ class Mailer:
             line.smtp.close()
 
 
+async def _taken(command: Awaitable[object]) -> None:
+    """Every 2xx says yes (RFC 5321, 4.3.2), also one that the library does not know, such as 252 to RCPT."""
+    try:
+        await command
+    except aiosmtplib.SMTPResponseException as error:
+        if not 200 <= error.code < 300:
+            raise
+
+
 def _judge(error: aiosmtplib.SMTPResponseException, stage: str) -> Outcome:
-    """The outcome that a reply code stands for; 530 and 535 ask for a login, which is ours to mend."""
+    """The outcome that a reply stands for; 530 and 535 ask for a login, which is ours to mend."""
     reply = _printable(error.message)
+    if error.code == 250:  # the library takes it for the end of a message: this one answered DATA itself
+        return Deferred(error.code, f"it did not ask for the message: {reply}")
     if 200 <= error.code < 300:
         return Sent(error.code, reply)
     if 500 <= error.code < 600 and error.code not in (530, 535):
         return Refused(error.code, reply, stage=stage)
-    return Deferred(error.code, reply)
+    if stage == "data" and not 400 <= error.code < 600:
+        return Ambiguous(f"it did not say whether it took the message: {reply}")
+    return Deferred(_code(error), reply)
+
+
+def _code(error: aiosmtplib.SMTPResponseException) -> int | None:
+    """The reply's code; None for an answer that is not of SMTP."""
+    return error.code if 200 <= error.code < 600 else None
 
 
 def _printable(reply: str) -> str:

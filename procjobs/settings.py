@@ -24,7 +24,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from procjobs.errors import SettingsError
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "split_address"]
 
 FILE = "procjobs.toml"
 _MASK = "********"
@@ -140,10 +140,30 @@ def _url(value: Any) -> str:
     return found
 
 
+_QUOTED = r'"(?:[^"\\]|\\.)*"'
+_SENDER = re.compile(rf"\s*(?:(?P<name>{_QUOTED}|[^<>@]*?)\s*<(?P<within>[^<>]*)>|(?P<alone>[^<>]*?))\s*")
+#: The part before the @ in ASCII: as a sender one beyond it would need every server on the way to take such.
+_PLAIN = re.compile(r"[^\s@<>\"(),:;\[\]\\\x00-\x1f\x7f-\U0010ffff]+@[^\s@<>\"(),:;\[\]\\\x00-\x1f\x7f]+")
+
+
+def split_address(value: str) -> tuple[str, str]:
+    """Name and address of `Name <name@domain>` or `name@domain`. Raises ValueError for what no mail can come from."""
+    found = _SENDER.fullmatch(value)
+    name, address = (found["name"] or "", found["within"] or found["alone"] or "") if found else ("", "")
+    if len(name) > 1 and name.startswith('"') and name.endswith('"'):
+        name = re.sub(r"\\(.)", r"\1", name[1:-1])
+    try:
+        good = _PLAIN.fullmatch(address) is not None and address.rpartition("@")[2].encode("idna") != b""
+    except UnicodeError:  # a label that is empty or too long
+        good = False
+    if not good:
+        raise ValueError("write an address, e.g. team@example.com or Team <team@example.com>")
+    return name, address
+
+
 def _address(value: Any) -> str:
     found = _text(value)
-    if not re.fullmatch(r"[^<>@]*<[^<>@\s]+@[^<>@\s]+>|[^<>@\s]+@[^<>@\s]+", found):
-        raise ValueError("write an address, e.g. team@example.com or Team <team@example.com>")
+    split_address(found)
     return found
 
 

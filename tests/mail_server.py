@@ -123,7 +123,7 @@ class _Handler:
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
         reply = await self._owner.answer("MAIL", server, "250 OK")
-        if reply.startswith("250"):
+        if reply.startswith("25"):
             envelope.mail_from = address
         return reply
 
@@ -131,7 +131,7 @@ class _Handler:
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
         reply = await self._owner.answer("RCPT", server, "250 OK")
-        if reply.startswith("250"):
+        if reply.startswith("25"):
             envelope.rcpt_tos.append(address)
         return reply
 

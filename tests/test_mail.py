@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email import message_from_bytes, message_from_string
 from email.header import decode_header, make_header
@@ -158,7 +159,26 @@ def test_a_domain_that_cannot_be_looked_up_is_refused(domain: str) -> None:
         compose(mail(to=f"ingrid@{domain}"), SENDER)
 
 
-@pytest.mark.parametrize("value", ["nobody", "", "a@b@c", "X <x@>"])
+@pytest.mark.parametrize(
+    ("value", "name", "address"),
+    [
+        ("team@club.example", "", "team@club.example"),
+        (" Team  <team@club.example> ", "Team", "team@club.example"),
+        ("<team@club.example>", "", "team@club.example"),
+        ("Club, Inc. <team@club.example>", "Club, Inc.", "team@club.example"),
+        ('"Club, \\"Inc.\\"" <team@club.example>', 'Club, "Inc."', "team@club.example"),
+        ("Bücher (Team) <team@bücher.example>", "Bücher (Team)", "team@xn--bcher-kva.example"),
+    ],
+)
+def test_what_the_settings_take_as_a_sender_is_one(value: str, name: str, address: str) -> None:
+    sender = parse_sender(Settings.load(environ={}, mail_from=value).mail_from)
+    assert (sender.display_name, sender.addr_spec) == (name, address)
+    written = message_from_string(compose(mail(), sender).as_bytes().decode())["From"]
+    ((shown, found),) = getaddresses([str(written)])
+    assert (str(make_header(decode_header(shown))), found) == (name, address)
+
+
+@pytest.mark.parametrize("value", ["nobody", "", "a@b@c", "X <x@>", "a@b..c", "jörg@b.example", "a@b.c, d@e.f"])
 def test_a_sender_that_is_no_address_is_a_wrong_setting(value: str) -> None:
     with pytest.raises(SettingsError, match="mail_from"):
         parse_sender(value)
@@ -270,6 +290,54 @@ async def test_a_reply_code_decides_and_the_next_mail_is_none_the_worse(
         assert await post.send(mail()) == Sent(250, "queued as 1")
 
 
+async def test_any_2xx_takes_sender_and_recipient(server: MailServer, post: Mailer) -> None:
+    server.replies.update({"MAIL": ["251 fine"], "RCPT": ["252 cannot verify, but try"]})
+    assert await post.send(mail()) == Sent(250, "queued as 1")
+    assert len(server.raw) == 1
+
+
+@pytest.mark.parametrize("reply", ["354 go on", "what?", "699 odd"])
+async def test_an_answer_to_the_message_that_is_neither_yes_nor_no_is_ambiguous(
+    server: MailServer, post: Mailer, reply: str
+) -> None:
+    server.replies["DATA"] = [reply]
+    assert isinstance(await post.send(mail()), Ambiguous)
+
+
+@asynccontextmanager
+async def _scripted(*replies: bytes) -> AsyncIterator[int]:
+    """The port of a server that greets one client and then gives one reply a line, the last one again and again."""
+    gone = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        left = list(replies)
+        writer.write(b"220 mail.example\r\n")
+        while await reader.readline():
+            writer.write(left.pop(0) if len(left) > 1 else left[0])
+        writer.close()
+        gone.set()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
+        yield listening.sockets[0].getsockname()[1]
+        await gone.wait()
+
+
+@pytest.mark.parametrize(
+    ("replies", "code"),
+    [
+        ([b"550 5.7.1 your network is not welcome\r\n"], 550),
+        ([b"250 mail.example\r\n", b"250 ok\r\n"], 250),  # to DATA as well: the message was not asked for
+    ],
+)
+async def test_a_server_that_refuses_our_name_or_never_asks_for_the_message_is_worth_another_try(
+    replies: list[bytes], code: int
+) -> None:
+    async with _scripted(*replies) as port, Closing(Mailer("127.0.0.1", port, sender="a@b.example", timeout=1)) as post:
+        outcome = await post.send(mail())
+    assert isinstance(outcome, Deferred)
+    assert outcome.code == code
+
+
 @pytest.mark.parametrize("end", [HANG, DROP])
 @pytest.mark.parametrize(("stage", "expected"), [("MAIL", Deferred), ("RCPT", Deferred), ("DATA", Ambiguous)])
 async def test_silence_is_ambiguous_only_once_the_message_was_handed_over(
@@ -294,7 +362,12 @@ async def test_nobody_listening_is_worth_another_try() -> None:
 
 @pytest.mark.parametrize(
     ("greeting", "code"),
-    [(b"554 5.7.1 your network is not welcome\r\n", 554), (b"421 too busy\r\n", 421), (b"", None), (b"what?\r\n", -1)],
+    [
+        (b"554 5.7.1 your network is not welcome\r\n", 554),
+        (b"421 too busy\r\n", 421),
+        (b"", None),
+        (b"what?\r\n", None),
+    ],
 )
 async def test_a_server_that_does_not_welcome_us_is_worth_another_try(greeting: bytes, code: int | None) -> None:
     async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
