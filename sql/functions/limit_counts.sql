@@ -4,6 +4,7 @@
 -- A rate looks back over its period: at starts (limit_state.starts, counts) or, where it counts runs, at those that run
 -- (limit_grants) and those that ended within the period (limit_ends). Every moment of a run lies between its start and its
 -- end; so in no span of the period, whenever it begins, does whoever the jobs call see more than the rate.
+-- What is later than the period from now was noted before the clock was set back: it counts no more.
 
 create or replace function procjobs.limit_key(
   p_name text, p_key text, p_tenant text, p_lock text, p_args jsonb
@@ -78,12 +79,14 @@ as $$
     select coalesce(sum(c.n), 0) as n, min(c.at) as first
     from unnest(s.starts, s.counts) as c(at, n)
     where c.at > p_now - l.per
+      and c.at <= p_now + l.per
   ) recent on l.rate is not null
   left join lateral (
     select coalesce(running.n, 0) + count(*) as n, min(e.at) as first
     from procjobs.limit_ends e
     where e.key = s.key
       and e.at > p_now - l.per
+      and e.at <= p_now + l.per
       and l.rate_counts = 'runs'
   ) lasting on l.rate is not null and l.rate_counts = 'runs'
   where s.key = any (p_keys)
@@ -113,6 +116,7 @@ as $$
         select p_now, t.n
       ) e
       where e.at > p_now - l.per
+        and e.at <= p_now + l.per
       group by floor(extract(epoch from e.at) * 100 / extract(epoch from l.per))
     ) b
   )

@@ -175,7 +175,10 @@ begin
 
   delete from procjobs.limit_ends e
   where not exists (
-    select from procjobs.limits l where l.name = procjobs.limit_name_of(e.key) and e.at > procjobs.clock() - l.per
+    select from procjobs.limits l
+    where l.name = procjobs.limit_name_of(e.key)
+      and e.at > procjobs.clock() - l.per
+      and e.at <= procjobs.clock() + l.per
   );
 
   delete from procjobs.limit_state
@@ -185,7 +188,7 @@ begin
     left join procjobs.limits l on l.name = s.limit_name
     where not exists (select from procjobs.limit_grants g where g.key = s.key)
       and (l.name is null or l.rate is null or not exists (
-        select from unnest(s.starts) at where at > procjobs.clock() - l.per
+        select from unnest(s.starts) at where at > procjobs.clock() - l.per and at <= procjobs.clock() + l.per
       ))
       and not exists (
         select

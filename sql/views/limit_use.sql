@@ -34,6 +34,7 @@ left join lateral (
   select coalesce(sum(c.n), 0)::integer as n, min(c.at) as first
   from unnest(s.starts, s.counts) as c(at, n)
   where c.at > procjobs.clock() - l.per
+    and c.at <= procjobs.clock() + l.per
 ) recent on true
 left join lateral (
   select
@@ -42,6 +43,7 @@ left join lateral (
   from procjobs.limit_ends e
   where e.key = s.key
     and e.at > procjobs.clock() - l.per
+    and e.at <= procjobs.clock() + l.per
 ) lasting on l.rate_counts = 'runs'
 where l.breaker is null;
 comment on view procjobs.limit_use is

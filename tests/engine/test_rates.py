@@ -246,3 +246,24 @@ def test_ends_that_count_no_more_are_forgotten(fleet: Fleet, sql: Sql) -> None:
         assert sql.one("select count(*) from procjobs.limit_ends") == 1
         sql("select procjobs.drop_limit('l')")
         assert sql.one("select count(*) from procjobs.limit_ends") == 0
+
+
+@pytest.mark.parametrize("counts", ["starts", "runs"])
+def test_a_clock_that_is_set_back_holds_nothing_up_for_longer(fleet: Fleet, sql: Sql, counts: str) -> None:
+    limit(fleet, rate=3, per="1 second", rate_counts=counts)
+    fleet.defer_many(10)
+    worker = fleet.worker(lease=86400)
+    with fleet.at("2031-05-01 12:00:00+00"):
+        fleet.finish(*fleet.claim(worker, 10))
+    for moment, used in ("11:00:05", 0), ("12:00:00", 0):
+        with fleet.at(f"2031-05-01 {moment}+00"):
+            assert sql("select coalesce(sum(started), 0), max(resets_at) from procjobs.limit_use") == [(used, None)]
+            sql("select procjobs.sweep_limits()")
+            claims = fleet.claim(worker, 10)
+            assert len(claims) == 3
+            assert sql.one("select sum(started) from procjobs.limit_use") == 3
+            fleet.finish(*claims)
+            assert fleet.claim(worker, 10) == []
+        with fleet.at("2031-05-01 11:00:07+00"):
+            sql("select procjobs.forget_limit_state()")
+            assert sql("select key from procjobs.limit_ends") == []
