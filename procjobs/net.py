@@ -13,6 +13,7 @@ import asyncio
 import ipaddress
 import re
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -186,14 +187,17 @@ def guarded_client(
     timeout: float,
     resolve: Resolver = _resolve,
     limits: httpx2.Limits | None = None,
-    verify: Any = True,
+    verify: ssl.SSLContext | None = None,
 ) -> httpx2.AsyncClient:
     """A client that connects to nothing but what `reach` allows; it raises AddressRefused for anything else.
 
-    timeout: seconds for each of looking up and connecting, sending, receiving. verify: an ssl.SSLContext of one's own.
+    timeout: seconds for each of looking up and connecting, sending, receiving. verify: whom to trust, if not whom
+    SSL_CERT_FILE and SSL_CERT_DIR say, or else the public authorities.
     """
     transport = _GuardedTransport(
-        _Guard(reach, resolve), verify=verify, limits=limits or httpx2.Limits(max_connections=20, keepalive_expiry=15)
+        _Guard(reach, resolve),
+        verify=verify or httpx2.create_ssl_context(),
+        limits=limits or httpx2.Limits(max_connections=20, keepalive_expiry=15),
     )
     return httpx2.AsyncClient(
         transport=transport, timeout=timeout, cookies=no_cookies(), follow_redirects=False, trust_env=False

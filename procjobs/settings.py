@@ -15,6 +15,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from datetime import date
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -123,6 +124,26 @@ def _names(value: Any) -> tuple[str, ...]:
     if not names or not all(names) or any(len(name) > 128 for name in names):
         raise ValueError("write names of at most 128 characters, with commas between them")
     return names
+
+
+def _hosts(value: Any) -> tuple[str, ...]:
+    """Host names, addresses and networks."""
+    found = _names(value)
+    for name in found:
+        try:
+            ip_network(name, strict=False)
+        except ValueError:
+            if not re.fullmatch(r"[\w.-]+", name):
+                raise ValueError(f"{name!r} is neither a host name nor a network such as 10.0.0.0/8") from None
+    return found
+
+
+def _token(value: Any) -> str:
+    """What goes into a header of a request."""
+    found = _text(value).strip()
+    if not (found.isascii() and found.isprintable() and " " not in found):
+        raise ValueError("write it as the provider shows it: it has only letters, digits and signs of ASCII")
+    return found
 
 
 def _dotted(value: Any) -> str:
@@ -261,8 +282,8 @@ class Settings:
     mail_from: str = _setting("procjobs <procjobs@localhost>", _address, "Sender of mails")
     mail_reply_to: str | None = _setting(None, _address, "Where answers to mails go")
 
-    twilio_account_sid: str | None = _setting(None, _text, "Account at Twilio, for SMS and WhatsApp")
-    twilio_auth_token: str | None = _setting(None, _text, "Auth token of that account", secret=True)
+    twilio_account_sid: str | None = _setting(None, _token, "Account at Twilio, for SMS and WhatsApp")
+    twilio_auth_token: str | None = _setting(None, _token, "Auth token of that account", secret=True)
     twilio_from: str | None = _setting(None, _text, "Sender of SMS: a number, a name or a messaging service")
     twilio_url: str = _setting("https://api.twilio.com", _url, "Address of Twilio's API")
     whatsapp_provider: Literal["twilio", "meta"] | None = _setting(
@@ -272,9 +293,9 @@ class Settings:
     whatsapp_template: str | None = _setting(None, _text, "Template that WhatsApp messages are written in")
     whatsapp_language: str = _setting("en", _text, "Language of that template at Meta")
     meta_phone_number_id: str | None = _setting(None, _text, "Sender of WhatsApp messages by Meta")
-    meta_access_token: str | None = _setting(None, _text, "Access token of Meta's Cloud API", secret=True)
+    meta_access_token: str | None = _setting(None, _token, "Access token of Meta's Cloud API", secret=True)
     meta_url: str = _setting("https://graph.facebook.com/v24.0", _url, "Address of Meta's Cloud API")
-    slack_token: str | None = _setting(None, _text, "Token of the Slack bot", secret=True)
+    slack_token: str | None = _setting(None, _token, "Token of the Slack bot", secret=True)
     slack_webhooks: tuple[tuple[str, str], ...] | None = _setting(
         None, _named_urls, "Incoming webhooks of Slack by the address that each stands for", secret=True
     )
@@ -286,7 +307,7 @@ class Settings:
     channel_timeout: float = _setting(20.0, _seconds(0.1, 600), "Time a provider gets for each step of a request")
     outgoing_ports: tuple[int, ...] = _setting((80, 443), _ports, "Ports that users' addresses may name")
     outgoing_allow: tuple[str, ...] | None = _setting(
-        None, _names, "Hosts and networks that users' addresses may name though they are not public"
+        None, _hosts, "Hosts and networks that users' addresses may name though they are not public"
     )
 
     uploads_at: str | None = _setting(None, _uploads, "Where uploaded files are: a folder, or s3://bucket/prefix")

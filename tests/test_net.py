@@ -83,7 +83,7 @@ class Dns:
         return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
 
 
-async def get(url: str, reach: Reach, dns: Dns | None = None, verify: ssl.SSLContext | bool = True) -> httpx2.Response:
+async def get(url: str, reach: Reach, dns: Dns | None = None, verify: ssl.SSLContext | None = None) -> httpx2.Response:
     options = {"resolve": dns} if dns is not None else {}
     async with guarded_client(reach, timeout=2, verify=verify, **options) as client:  # type: ignore[arg-type]
         return await client.get(url)
@@ -158,7 +158,7 @@ def make_certificate(name: str, cert: Path, key: Path) -> None:
     subprocess.run(["openssl", "req", *options, *names, "-keyout", key, "-out", cert], check=True, capture_output=True)
 
 
-async def test_certificate_and_server_name_are_the_names(tmp_path: Path) -> None:
+async def test_certificate_and_server_name_are_the_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
     make_certificate("secure.example", cert, key)
     asked: list[str | None] = []
@@ -172,7 +172,12 @@ async def test_certificate_and_server_name_are_the_names(tmp_path: Path) -> None
         assert (await get(f"https://secure.example:{origin.port}/", reach, dns, trusting)).status_code == 302
         with pytest.raises(httpx2.ConnectError):
             await get(f"https://other.example:{origin.port}/", reach, dns, trusting)
-    assert asked == ["secure.example", "other.example"]
+        assert asked == ["secure.example", "other.example"]
+        monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+        with pytest.raises(httpx2.ConnectError, match="certificate verify failed"):
+            await get(f"https://secure.example:{origin.port}/", reach, dns)
+        monkeypatch.setenv("SSL_CERT_FILE", str(cert))  # an authority of an intranet's own
+        assert (await get(f"https://secure.example:{origin.port}/", reach, dns)).status_code == 302
 
 
 async def test_a_name_without_address_is_a_failed_connection() -> None:

@@ -142,6 +142,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "two addresses": ({"mail_from": "a@b.example, c@d.example"}, r"write an address"),
     "an address beyond ASCII": ({"mail_from": "jörg@b.example"}, r"write an address"),
     "a second header": ({"mail_from": "a@b.example\nbcc: x@y.example"}, r"leave out line breaks"),
+    "a host of no name": ({"outgoing_allow": "https://hooks.internal"}, r"neither a host name nor a network"),
+    "a network that is none": ({"outgoing_allow": "hooks.internal,10.0.0.0/99"}, r"'10.0.0.0/99' is neither"),
+    "a token beyond ASCII": (
+        {"slack_token": "xoxb\u20111"},
+        r"slack_token = \*+ .*: write it as the provider shows it",
+    ),
+    "a token of two words": ({"meta_access_token": "Bearer EAAG"}, r"write it as the provider shows it"),
     "a colour": ({"brand_color": "red"}, r"#rrggbb"),
     "a URL": ({"base_url": "jobs.example.com"}, r"write a URL"),
     "an app": ({"app": "app"}, r"write the path of your App"),
