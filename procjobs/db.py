@@ -16,12 +16,15 @@ import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, LiteralString, TypeVar, cast
 
 import psycopg
 from psycopg import sql
+from psycopg.abc import Buffer
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow, dict_row, tuple_row
+from psycopg.types.datetime import TimestamptzLoader
 from psycopg.types.json import Jsonb
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
@@ -258,12 +261,23 @@ def heed_pooler_sync(connection: psycopg.Connection[Any]) -> None:
             connection.prepare_threshold = None
 
 
+class _Moments(TimestamptzLoader):
+    """Times, and `infinity` and `-infinity`, for which Python has none, as these words."""
+
+    def load(self, data: Buffer) -> datetime:
+        written = bytes(data)
+        if written in (b"infinity", b"-infinity"):
+            return cast(datetime, written.decode())
+        return super().load(data)
+
+
 async def connect(conninfo: str = "", **kwargs: Any) -> Connection:
-    """One autocommit connection of its own, rows as dicts. Raises DatabaseUnavailable."""
+    """One autocommit connection of its own, rows as dicts; times without end are words. Raises DatabaseUnavailable."""
     try:
         connection = await psycopg.AsyncConnection.connect(
             conninfo, **{"application_name": "procjobs", **kwargs, "autocommit": True, "row_factory": dict_row}
         )
+        connection.adapters.register_loader("timestamptz", _Moments)
         await heed_pooler(connection)
     except psycopg.Error as error:
         raise translate(error) from error

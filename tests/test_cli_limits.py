@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -111,5 +112,15 @@ def test_the_log_of_breakers_schedules_and_retention(run: Any, sql: Any) -> None
 
 def test_the_log_is_listed_for_people(run: Any) -> None:
     said(run("limits", "set", "smtp", "--queue", "mail", "--max-running", "5"))
-    assert "max_running=5" in said(run("limits", "log"))
+    listed = said(run("limits", "log"))
+    assert "max_running=5" in listed
+    assert re.search(r"^20\d\d-\d\d-\d\d \d\d:\d\d:\d\d  smtp ", listed, re.MULTILINE), "and when"
     assert "Nothing was changed" in said(run("queues", "log", "nobody"))
+
+
+def test_a_breaker_that_is_open_until_somebody_closes_it_is_listed(run: Any) -> None:
+    said(run("breakers", "set", "crm", "--queue", "crm"))
+    assert "is open" in said(run("breakers", "open", "crm"))
+    assert re.search(r"^crm +open +20\S+ \S+ +it is closed ", said(run("breakers")), re.MULTILINE)
+    found = {one["name"]: one["retry_at"] for one in json.loads(said(run("breakers", "--json")))}
+    assert (found["crm"], found["smtp"]) == ("infinity", None)

@@ -17,7 +17,7 @@ _BREAKERS: tuple[Column, ...] = (
     ("breaker", "name", text),
     ("state", "state", text),
     ("since", "since", when),
-    ("until", "retry_at", when),
+    ("until", "retry_at", lambda value: "it is closed" if value == "infinity" else when(value)),
     ("probe", "probe_job", text),
     ("waiting", "waiting", text),
     ("failed", "failed", text),

@@ -22,13 +22,17 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 
 
 def when(value: Any) -> str:
-    """A time in this machine's zone, to the second."""
+    """A time in this machine's zone, to the second. PostgreSQL's `infinity` is never."""
+    if value == "infinity":
+        return "never"
     return value.astimezone().strftime("%Y-%m-%d %H:%M:%S") if isinstance(value, datetime) else ""
 
 
 def moment(value: Any) -> str:
     """The same for a time that came as JSON."""
-    return when(datetime.fromisoformat(value)) if isinstance(value, str) else ""
+    if not isinstance(value, str) or value in ("infinity", "-infinity"):
+        return when(value)
+    return when(datetime.fromisoformat(value))
 
 
 def age(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from procjobs.cli.database import call, database_options
-from procjobs.cli.output import Column, json_option, moment, print_json, print_table, text
+from procjobs.cli.output import Column, json_option, print_json, print_table, text, when
 
 __all__ = ["add_log", "reason_option"]
 
@@ -21,7 +21,7 @@ def _values(value: Any) -> str:
 
 
 _CHANGES: tuple[Column, ...] = (
-    ("at", "at", moment),
+    ("at", "at", when),
     ("name", "name", text),
     ("change", "change", text),
     ("by", "actor", text),
