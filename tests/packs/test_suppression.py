@@ -169,6 +169,11 @@ def test_addresses_are_added_and_listed_by_hand(sql: Any) -> None:
     [
         ("5.1.6 moved", True), ("5.1.10 null MX", True), ("5.2.1 disabled", True), ("5.1.1", True),
         ("5.1.100 no", False), ("5.2.2 full", False), ("5.7.26 DMARC", False),
+        ("relay not permitted", False), ("Relaying denied", False), ("<a@b.example>: Relay access denied", False),
+        ("sorry, that domain isn't in my list of allowed rcpthosts (#5.7.1)", False), ("user unknown (#5.1.1)", True),
+        ("authentication required", False), ("Access denied - see 5.7.1.", False), ("Blocked by 85.1.1.2", False),
+        ("sender verify failed", False), ("<a@b.example>: Recipient address rejected: User unknown", True),
+        ("Requested action not taken: mailbox unavailable", True), ("Unrouteable address", True),
         ("5.3.0 what", False), ("mailbox 5.1.1 in words", True), ("", True), (None, True), ("4.1.1 odd", False),
     ],
 )  # fmt: skip

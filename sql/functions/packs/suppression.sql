@@ -25,13 +25,16 @@ as $$
     and p_code between 500 and 599
     and case
       when r.enhanced is not null then r.enhanced in ('5.1.1', '5.1.2', '5.1.3', '5.1.6', '5.1.10', '5.2.1')
-      else p_code in (550, 551, 553)
+      -- Of servers that write no code the words say whether it is we who are refused: a relay that does not know us says 550 too.
+      else p_code in (550, 551, 553) and coalesce(p_reply, '') !~* (
+        '\m(relay(ing)?|auth(entication|enticate|enticated|orized)?|denied|permitted|allowed|prohibited|policy|spam|block(ed|list|listed)?|'
+        'black(list|listed)|sender|rcpthosts|reputation|spf|dkim|dmarc|rbl|dnsbl|helo|ehlo)\M')
     end
-  from (select substring(p_reply from '^\s*([245]\.[0-9]{1,3}\.[0-9]{1,3})(?![0-9.])') as enhanced) r
+  from (select substring(p_reply from '(?<![0-9.])([245]\.[0-9]{1,3}\.[0-9]{1,3})(?!\.?[0-9])') as enhanced) r
 $$;
 comment on function procjobs.is_hard_bounce(text, integer, text) is
   'Whether a reply to RCPT means that the mailbox or the domain does not exist. What is refused for its content, by policy, '
-  'or for want of room is none.';
+  'for want of room, or because the server does not relay for us is none.';
 
 create or replace function procjobs.note_bounce(
   p_notification uuid,
