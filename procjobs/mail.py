@@ -330,7 +330,11 @@ class Mailer:
             except aiosmtplib.SMTPResponseException as error:
                 # Whatever the code: a refused login or greeting is ours to mend, not the recipient's fault.
                 return Deferred(_code(error), f"{self.server} refused the connection: {_words(error)}")
-            except (aiosmtplib.SMTPException, OSError) as error:
+            except (
+                aiosmtplib.SMTPException,
+                OSError,
+                UnicodeError,
+            ) as error:  # the last: no name that can be looked up
                 return Deferred(None, f"no connection to {self.server}: {_words(error)}")
             outcome = await self._use(line, message, leaving)
             return outcome or Deferred(None, f"{self.server} closed the connection before the message")
@@ -341,7 +345,7 @@ class Mailer:
             return _NO_PACKAGE
         try:
             smtp = await self._connect()
-        except (aiosmtplib.SMTPException, OSError) as error:
+        except (aiosmtplib.SMTPException, OSError, UnicodeError) as error:
             return _words(error)
         await self._part(_Line(smtp, time.monotonic()))
         return None

@@ -13,9 +13,10 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields, replace
 from datetime import date
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -156,8 +157,28 @@ def _dotted(value: Any) -> str:
 def _url(value: Any) -> str:
     found = _text(value).rstrip("/")
     parts = urlsplit(found)
-    if parts.scheme not in {"http", "https"} or not parts.netloc:
+    if parts.scheme not in {"http", "https"} or not _is_host(parts.hostname or ""):
         raise ValueError("write a URL, e.g. https://jobs.example.com")
+    return found
+
+
+def _is_host(name: str) -> bool:
+    """Whether it is an address, or a name that can be looked up."""
+    try:
+        ip_address(name)
+    except ValueError:
+        with suppress(UnicodeError):  # a label that is empty or too long
+            return re.fullmatch(r"[\w.-]+", name) is not None and name.encode("idna") != b""
+        return False
+    return True
+
+
+def _host(value: Any) -> str:
+    found = _text(value).strip()
+    if found.startswith("[") and found.endswith("]"):
+        found = found[1:-1]
+    if not _is_host(found):
+        raise ValueError("write the name of a host or its address, without a port: mail.example.com")
     return found
 
 
@@ -268,7 +289,7 @@ class Settings:
         None, _switch, "Whether schedules of the group payment_reminders fire"
     )
 
-    smtp_host: str | None = _setting(None, _text, "Mail server")
+    smtp_host: str | None = _setting(None, _host, "Mail server")
     smtp_port: int = _setting(25, _whole(1, 65535), "Port of the mail server")
     smtp_user: str | None = _setting(None, _text, "User at the mail server")
     smtp_password: str | None = _setting(None, _text, "Password at the mail server", secret=True)

@@ -350,6 +350,12 @@ async def test_silence_is_ambiguous_only_once_the_message_was_handed_over(
         assert server.connections == 2
 
 
+async def test_a_server_whose_name_cannot_be_looked_up_is_worth_another_try() -> None:
+    post = Mailer("mail..example", sender="a@b.example")
+    assert isinstance(await post.send(mail()), Deferred)
+    assert await post.greet() is not None
+
+
 async def test_nobody_listening_is_worth_another_try() -> None:
     async with MailServer() as gone:
         pass

@@ -115,6 +115,17 @@ class TestValues:
         assert load({"PROCJOBS_QUEUES": "mail, reports"}).queues == ("mail", "reports")
         assert load(queues=["mail"]).queues == ("mail",)
 
+    @pytest.mark.parametrize(
+        ("text", "host"),
+        [
+            (" mail.example ", "mail.example"), ("mail_1", "mail_1"), ("localhost.", "localhost."),
+            ("10.0.0.1", "10.0.0.1"), ("[2001:db8::1]", "2001:db8::1"), ("2001:db8::1", "2001:db8::1"),
+            ("mäil.example", "mäil.example"),
+        ],
+    )  # fmt: skip
+    def test_a_mail_server(self, text: str, host: str) -> None:
+        assert load({"PROCJOBS_SMTP_HOST": text}).smtp_host == host
+
     def test_an_app_may_be_written_either_way(self) -> None:
         assert load(app="myapp.tasks:app").app == load(app="myapp.tasks.app").app == "myapp.tasks.app"
 
@@ -142,6 +153,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "two addresses": ({"mail_from": "a@b.example, c@d.example"}, r"write an address"),
     "an address beyond ASCII": ({"mail_from": "jörg@b.example"}, r"write an address"),
     "a second header": ({"mail_from": "a@b.example\nbcc: x@y.example"}, r"leave out line breaks"),
+    "a mail server that is a URL": ({"smtp_host": "smtp://mail.example"}, r"write the name of a host or its address"),
+    "a mail server with its port": ({"smtp_host": "mail.example:25"}, r"without a port"),
+    "a mail server of no name": ({"smtp_host": "mail..example"}, r"write the name of a host"),
+    "a URL of no host": ({"twilio_url": "https://api..example"}, r"write a URL"),
+    "a URL of a host with a space": ({"slack_url": "https://slack example/api"}, r"write a URL"),
     "a host of no name": ({"outgoing_allow": "https://hooks.internal"}, r"neither a host name nor a network"),
     "a network that is none": ({"outgoing_allow": "hooks.internal,10.0.0.0/99"}, r"'10.0.0.0/99' is neither"),
     "a token beyond ASCII": (
