@@ -93,7 +93,10 @@ def _list_limits(dsn: str | None, data: str | None, as_json: bool) -> None:
 @reason_option
 @database_options
 def set_(name: str, dsn: str | None, data: str | None, **options: Any) -> None:
-    """Limit the jobs of a task or queue over the whole fleet, at once; the same NAME again changes the limit."""
+    """Limit the jobs of a task or queue over the whole fleet, at once.
+
+    The same NAME again sets the limit anew: an option that is left out then is none any more, but for --rate-counts.
+    """
     given = {option: value for option, value in options.items() if value is not None}
     (row,) = call(dsn, data, "set_limit", name=name, **given)
     click.echo(f"limit {name} is set" if row["set_limit"] else f"limit {name} was set so already")

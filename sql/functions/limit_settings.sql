@@ -124,7 +124,7 @@ comment on function procjobs.set_limit(text, text, text, text, integer, integer,
   'Limits the jobs of a task, of a queue, or of a task in a queue, over the whole fleet, at once: max_running at a time, and rate starts within any span of per. '
   'rate_counts: starts, or runs, each until per after its end, so that whoever the jobs call sees no more than rate within any span, either (null: as it was, else starts). '
   'With key (tenant, lock, args.user_id) each value has a count of its own. Excess waits (wait), ends as cancelled (drop), or takes the place of the oldest (cancel_oldest). '
-  'The same name again changes the limit; false if it was so already; the reason goes to procjobs.setting_log. Jobs that run already go on, and count. Definer: the admin role has no rights on tables.';
+  'The same name again sets the limit anew, with what is said then; false if it was so already; the reason goes to procjobs.setting_log. Jobs that run already go on, and count. Definer: the admin role has no rights on tables.';
 
 drop function if exists procjobs.drop_limit(text);
 create or replace function procjobs.drop_limit(name text, reason text default null)
