@@ -75,7 +75,11 @@ begin
   with due as (
     select b.name from procjobs.breakers b
     where b.state = 'open'
-      and b.retry_at <= procjobs.clock()
+      and (
+        b.retry_at <= procjobs.clock()
+        -- Later than failures open one for: the clock was set back.
+        or b.opened_by is null and b.retry_at > procjobs.clock() + greatest(b.cool_down, b.longest) + interval '1 minute'
+      )
     order by b.name
     for no key update skip locked
   ),

@@ -252,6 +252,19 @@ def test_many_claims_at_once_give_one_probe_and_nobody_deadlocks(dsn: str, sql: 
 # -- by hand ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_clock_that_is_set_back_keeps_it_open_no_longer_than_failures_do(fleet: Fleet, sql: Sql) -> None:
+    breaker(sql, cool_down="30 seconds", longest="10 minutes")
+    with fleet.at("2031-05-01 12:00:00+00"):
+        assert [report(sql, False) for _ in range(3)][-1] == "open"
+    with fleet.at("2031-05-01 11:55:00+00"):
+        assert sql.one("select procjobs.try_breakers()") == 0, "it might be so"
+    with fleet.at("2031-05-01 09:00:00+00"):
+        assert sql.one("select procjobs.try_breakers()") == 1
+        assert shown(sql, "state") == "half_open"
+        sql("select procjobs.open_breaker('b', '5 hours')")
+        assert sql.one("select procjobs.try_breakers()") == 0, "somebody said so"
+
+
 def test_what_waits_goes_on_when_it_is_closed_or_dropped(fleet: Fleet, sql: Sql) -> None:
     for end in ("close", "drop"):
         breaker(sql)
