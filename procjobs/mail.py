@@ -101,6 +101,9 @@ class Ambiguous:
     code: int | None = None
 
 
+#: The provider_code of a server that refuses us, whatever the message: its breaker counts that as a failure.
+_NO_CONNECTION = "no_connection"
+
 Outcome: TypeAlias = Sent | Deferred | Refused | Ambiguous
 _Leaving: TypeAlias = Callable[[], Awaitable[None]] | None
 
@@ -329,7 +332,7 @@ class Mailer:
                 line = _Line(await self._connect(), time.monotonic())
             except aiosmtplib.SMTPResponseException as error:
                 # Whatever the code: a refused login or greeting is ours to mend, not the recipient's fault.
-                return Deferred(_code(error), f"{self.server} refused the connection: {_words(error)}")
+                return Deferred(_code(error), f"{self.server} refused the connection: {_words(error)}", _NO_CONNECTION)
             except (
                 aiosmtplib.SMTPException,
                 OSError,
@@ -414,7 +417,7 @@ class Mailer:
             await _taken(smtp.mail(self._sender.addr_spec, options=options, encoding=encoding))
         except aiosmtplib.SMTPHeloError as error:
             # As with its greeting: it refuses us, whatever the message.
-            return Deferred(_code(error), f"{self.server} refused the connection: {_words(error)}")
+            return Deferred(_code(error), f"{self.server} refused the connection: {_words(error)}", _NO_CONNECTION)
         except aiosmtplib.SMTPResponseException as error:
             return None if line.messages and error.code == 421 else _judge(error, "mail")
         except (aiosmtplib.SMTPException, OSError) as error:

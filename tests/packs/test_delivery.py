@@ -498,6 +498,18 @@ def test_what_a_reply_says_of_the_server(sql: Any, status: str, codes: tuple[Any
         assert sql.one("select procjobs.delivery_verdict(%s, %s)", status, code) is verdict, code
 
 
+@pytest.mark.parametrize(("provider_code", "failed"), [("no_connection", 1), (None, 0)])
+def test_a_server_that_refuses_us_whatever_the_message_fails(
+    sql: Any, notification: UUID, provider_code: str | None, failed: int
+) -> None:
+    delivery = sql.one("select delivery_id from procjobs.begin_delivery_v2(%s, 'w', 'd.example')", notification)
+    sql(
+        "select procjobs.finish_delivery(%s, 'deferred', 5, 'p', 450, 'not now', 'not now', null, null, %s)",
+        delivery, provider_code,
+    )  # fmt: skip
+    assert sql.one("select failed from procjobs.breakers where name = 'smtp'") == failed
+
+
 def test_a_type_that_is_named_like_a_method_is_not_for_that_ones_breaker(sql: Any, facts: demo.DemoFacts) -> None:
     sql(
         "select procjobs.enqueue_notification_job(%s, %s, null, 'sms', 'normal', 'email', %s::jsonb, 0)",

@@ -348,7 +348,7 @@ def test_of_all_groups_the_muted_ones_are_left_out(sql: Any, facts: Any, at: Any
     at(NOON)
     launch = sql.one("select id from procjobs_demo.groups where name = 'Launch team'")
     make(sql, facts, recipient=facts.user_id, group=None)
-    share(sql, facts, "2030-05-14 20:00Z", "Of the family")
+    quiet = share(sql, facts, "2030-05-14 20:00Z", "Of the family")
     heard = share(sql, facts, "2030-05-14 21:00Z", "Of the team", group=launch)
     sql("update procjobs_demo.group_recipients set muted_until = 'infinity' where recipient_id = %s and group_id = %s",
         facts.user_id, facts.group_id)  # fmt: skip
@@ -358,11 +358,16 @@ def test_of_all_groups_the_muted_ones_are_left_out(sql: Any, facts: Any, at: Any
         "select content -> 'update_ids' from procjobs.notification_jobs where template = 'digest' order by created_at"
     )
     assert sql(told) == [([str(heard)],)]
-    sql("update procjobs_demo.group_recipients set muted_until = null where recipient_id = %s", facts.user_id)
-    after = share(sql, facts, "2030-05-15 20:00Z", "Of the family, again")
+    more = share(sql, facts, "2030-05-15 20:00Z", "Of the family, again")
+    said = share(sql, facts, "2030-05-15 21:00Z", "Of the team, again", group=launch)
     at("2030-05-16 09:00Z")
     sql("select procjobs.create_digest_jobs()")
-    assert sql(told)[1:] == [([str(after)],)], "what was shared before the last digest is not made up for"
+    sql("update procjobs_demo.group_recipients set muted_until = null where recipient_id = %s", facts.user_id)
+    last = share(sql, facts, "2030-05-16 20:00Z", "Of the family, at last")
+    for day in 17, 18:
+        at(f"2030-05-{day} 09:00Z")
+        sql("select procjobs.create_digest_jobs()")
+    assert sql(told)[1:] == [([str(said)],), ([str(last), str(more), str(quiet)],)], "made up for, once"
 
 
 def test_after_days_of_silence_there_is_one(sql: Any, facts: Any, at: Any) -> None:

@@ -47,7 +47,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_breaker text := procjobs.method_breaker(p_delivery.delivery_method, p_delivery.address);
-  v_ok boolean := procjobs.delivery_verdict(p_delivery.status, p_code);
+  v_ok boolean := p_delivery.provider_code is distinct from 'no_connection' and procjobs.delivery_verdict(p_delivery.status, p_code);
   v_error text := case when p_delivery.status in ('deferred', 'unknown') then p_delivery.error end;
 begin
   -- A worker that lacks settings, or a target that whoever enqueues named, asked nobody: that says nothing of any service.

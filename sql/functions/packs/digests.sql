@@ -20,12 +20,11 @@ $$;
 comment on function procjobs.due_digests(timestamptz, integer) is
   'Digest schedules that are due, locked, the longest due first. What somebody else is at is passed over.';
 
-drop function if exists procjobs.digest_until(timestamptz);
-
 drop function if exists procjobs.gather_updates(timestamptz, procjobs.digest_schedules[]);
 create or replace function procjobs.gather_updates(p_now timestamptz, p_due procjobs.digest_schedules[])
 returns table (
-  schedule_id uuid, unmuted bigint, muted_until timestamptz, shared bigint, wanted bigint, unread bigint, update_ids uuid[], lately uuid[]
+  schedule_id uuid, unmuted bigint, muted_until timestamptz, shared bigint, wanted bigint, unread bigint, update_ids uuid[], lately uuid[],
+  held_back jsonb
 )
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -38,12 +37,17 @@ declare
 begin
   return query
   with due as materialized (
-    select s.id, s.recipient_id, s.group_id, s.max_updates_per_digest as most, s.include_content_types as types, s.told_until, s.told_lately as lately,
+    select s.id, s.recipient_id, s.group_id, s.max_updates_per_digest as most, s.include_content_types as types,
+      s.told_until, s.told_lately as lately, s.held_back,
       case when s.told_lately is null then s.told_until else s.told_until - c_late end as since
     from unnest(p_due) s
   ),
   member as materialized (
-    select d.*, g.group_id as in_group, g.muted_until as until, g.muted_until > p_now is true as muted
+    select d.id, d.recipient_id, d.most, d.types, d.told_until, d.lately, g.group_id as in_group, g.muted_until as until,
+      g.muted_until > p_now is true as muted,
+      -- A group that was muted goes on where it was held back, whatever was told of the others since.
+      coalesce((d.held_back ->> g.group_id::text)::timestamptz, d.since) as since,
+      coalesce(d.held_back -> g.group_id::text, to_jsonb(d.told_until)) as held
     from due d
     join procjobs.host_group_recipients g on g.recipient_id = d.recipient_id and g.group_id = coalesce(d.group_id, g.group_id)
   ),
@@ -78,22 +82,25 @@ begin
     group by s.id
   ),
   known as (
-    select m.id, count(*) filter (where not m.muted) as unmuted, min(m.until) as until from member m group by m.id
+    select m.id, count(*) filter (where not m.muted) as unmuted, min(m.until) as until,
+      coalesce(jsonb_object_agg(m.in_group, m.held) filter (where m.muted), '{}') as held_back
+    from member m
+    group by m.id
   )
-  select k.id, k.unmuted, k.until, coalesce(t.shared, 0), coalesce(t.wanted, 0), coalesce(t.unread, 0), t.update_ids, coalesce(t.lately, '{}')
+  select k.id, k.unmuted, k.until, coalesce(t.shared, 0), coalesce(t.wanted, 0), coalesce(t.unread, 0), t.update_ids, coalesce(t.lately, '{}'), k.held_back
   from known k
   left join told t on t.id = k.id;
 end
 $$;
 comment on function procjobs.gather_updates(timestamptz, procjobs.digest_schedules[]) is
   'What there is to tell in digests that are due: groups, updates since the last digest, also those that were committed later, those of wanted kinds, those unread, '
-  'and the newest of these; lately: what the next one need not look at again. Of one group at most the last 1000 updates are looked at. No row: the recipient is in none of the groups.';
+  'and the newest of these; lately: what the next one need not look at again; held_back: muted groups, and since when nothing of them was told. Of one group at most the last 1000 updates are looked at. No row: the recipient is in none of the groups.';
 
 drop function if exists procjobs.judge_digests(timestamptz, procjobs.digest_schedules[]);
 create or replace function procjobs.judge_digests(p_now timestamptz, p_due procjobs.digest_schedules[])
 returns table (
   schedule_id uuid, recipient_id uuid, group_id uuid, frequency text, slot timestamptz, next_at timestamptz, outcome text, reason text,
-  updates integer, left_out integer, notification_id uuid, content jsonb, lately uuid[]
+  updates integer, left_out integer, notification_id uuid, content jsonb, lately uuid[], held_back jsonb
 )
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -154,7 +161,7 @@ begin
     case d.outcome when 'created' then md5(d.id || v_salt)::uuid end,
     case d.outcome when 'created' then jsonb_build_object('frequency', d.frequency, 'since', d.since, 'update_ids', d.update_ids,
       'more', d.unread - cardinality(d.update_ids)) end,
-    d.lately
+    d.lately, d.held_back
   from found d;
 end
 $$;
@@ -190,7 +197,8 @@ begin
     set next_digest_scheduled = j.next_at,
         last_digest_at = case j.outcome when 'created' then v_now else s.last_digest_at end,
         told_until = case when j.outcome in ('created', 'empty') then v_now else s.told_until end,
-        told_lately = case when j.outcome in ('created', 'empty') then j.lately else s.told_lately end
+        told_lately = case when j.outcome in ('created', 'empty') then j.lately else s.told_lately end,
+        held_back = case when j.outcome in ('created', 'empty') then j.held_back else s.held_back end
     from judged j
     where s.id = j.schedule_id
   ),
